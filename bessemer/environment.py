@@ -1,0 +1,21 @@
+"""Variables that libraries read when they are imported: quiet, offline, and caches in a folder of ours."""
+
+import os
+from pathlib import Path
+
+
+def prepare_environment() -> None:
+    """Set what is not set yet; called first thing by whatever starts a process."""
+    for name, value in {
+        "NUMBA_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "numba"),
+        "DS_ACCELERATOR": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "GX_ANALYTICS_ENABLED": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }.items():
+        os.environ.setdefault(name, value)

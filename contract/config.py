@@ -1,0 +1,67 @@
+"""The base of all configuration, and the one way to turn a value into bytes that can be hashed."""
+
+import json
+import math
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contract.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """Typed, immutable settings. Unknown keys are refused; what a stage sees of them is its identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A share between 0 and 1, both included."""
+
+
+def canonical_json(value: object) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8.
+
+    Raises ConfigError for a value that has no stable form (a callable, a NaN, an object known by its repr alone),
+    as a fingerprint of it would change from one process to the next.
+    """
+    return json.dumps(_stable(value, "$"), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _stable(value: object, where: str) -> object:
+    if isinstance(value, Frozen):
+        return _stable(value.model_dump(mode="json"), where)
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{where} has a key that is not a string; write it as a string")
+        return {key: _stable(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_stable(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value}: a fingerprint needs finite numbers")
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise ConfigError(f"{where} is a {type(value).__name__}, which has no stable form; give a number, string or list")
+
+
+class RunOptions(Frozen):
+    """Speed and place only. Nothing here enters a fingerprint; what can move a numeric stage's last bits is its execution class."""
+
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that map over parts; the machine's cores when unset."""
+    memory_bytes: int = Field(default=2**30, ge=2**27)
+    """Ray's object store, at most."""
+    ray_address: str | None = None
+    """A running Ray cluster; unset, Ray is started on this machine when the first data stage needs it."""
+    device: str = "cpu"
+    dtype: str = Field(default="float32", pattern="^(float32|bfloat16)$")
+    ranks: int = Field(default=1, ge=1)
+    """Data-parallel processes of a training stage."""
+    threads: int = Field(default=1, ge=1)
+    """Threads a rank."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Sequences a rank and forward pass; the rank's whole share of the batch when unset."""
+    compile: bool = False
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+    stall_minutes: float = Field(default=30, gt=0)
+    """A training stage with no step for this long is ended and resumed from its last checkpoint."""

@@ -1,0 +1,174 @@
+"""The storage on S3, by boto3. Transport faults are retried by boto3's standard mode; what it gives up on is said in one sentence."""
+
+import contextlib
+import email.utils
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from contract.errors import InputError, PipelineError, StorageError, TransientError
+from store.storage import Entry
+
+# Below 1 GiB an object goes up in one request, so that its ETag and its presence appear together.
+TRANSFER = TransferConfig(multipart_threshold=2**30, multipart_chunksize=2**28, max_concurrency=4)
+SHARED_FAULTS = {"ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "RequestTimeTooSkewed"}
+
+
+@lru_cache(maxsize=8)
+def _client(endpoint_url: str | None) -> Any:
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 8},
+        connect_timeout=10,
+        read_timeout=60,
+        s3={"addressing_style": "path"} if endpoint_url else {},
+    )
+    return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+
+
+@dataclass(frozen=True)
+class S3Storage:
+    bucket: str
+    prefix: str
+    endpoint_url: str | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def local(self, path: str) -> None:
+        return None
+
+    def free_bytes(self) -> None:
+        return None
+
+    def _key(self, path: str) -> str:
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    @contextlib.contextmanager
+    def _calls(self, path: str) -> Iterator[Any]:
+        try:
+            yield _client(self.endpoint_url)
+        except (ClientError, BotoCoreError) as error:
+            raise _said(error, f"{self.uri}/{path}") from error
+
+    def read(self, path: str) -> bytes:
+        for attempt in range(5):
+            with self._calls(path) as client:
+                answer = client.get_object(Bucket=self.bucket, Key=self._key(path))
+                try:
+                    data = answer["Body"].read()
+                except (BotoCoreError, OSError):  # the body broke off: boto3 retries only up to its headers
+                    if attempt == 4:
+                        raise
+                    time.sleep(0.2 * 2**attempt)
+                    continue
+                if len(data) == answer["ContentLength"]:
+                    return bytes(data)
+        raise TransientError(f"{self.uri}/{path}: five answers in a row broke off; run again")
+
+    def open(self, path: str) -> BinaryIO:
+        with self._calls(path) as client:
+            return client.get_object(Bucket=self.bucket, Key=self._key(path))["Body"]
+
+    def write(self, path: str, data: bytes) -> Entry:
+        with self._calls(path) as client:
+            answer = client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data)
+            return Entry(path, len(data), answer["ETag"])
+
+    def put(self, path: str, local: Path) -> Entry:
+        with self._calls(path) as client:
+            client.upload_file(str(local), self.bucket, self._key(path), Config=TRANSFER)
+        entry = self.stat(path)
+        if entry is None or entry.size != local.stat().st_size:
+            raise StorageError(f"{self.uri}/{path} was uploaded and is not there whole; run again")
+        return entry
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put if absent. Our own success whose answer was lost shows as 412 with our bytes (manifests and locks hold a nonce)."""
+        for attempt in range(6):
+            with self._calls(path) as client:
+                try:
+                    client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data, IfNoneMatch="*")
+                    return True
+                except ClientError as error:
+                    if _code(error) in ("412", "PreconditionFailed"):
+                        return self.read(path) == data
+                    if _code(error) not in ("409", "ConditionalRequestConflict"):
+                        raise
+            time.sleep(0.1 * 2**attempt)
+        raise TransientError(f"{self.uri}/{path}: the store answered 409 six times; run again")
+
+    def fetch(self, path: str, to: Path) -> None:
+        with self._calls(path) as client:
+            client.download_file(self.bucket, self._key(path), str(to), Config=TRANSFER)
+
+    def list(self, prefix: str) -> list[Entry]:
+        cut = len(self._key(""))
+        with self._calls(prefix) as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+            return [Entry(item["Key"][cut:], item["Size"], item["ETag"]) for page in pages for item in page.get("Contents", [])]
+
+    def stat(self, path: str) -> Entry | None:
+        with self._calls(path) as client:
+            try:
+                answer = client.head_object(Bucket=self.bucket, Key=self._key(path))
+            except ClientError as error:
+                if _code(error) in ("404", "NoSuchKey"):
+                    return None
+                raise
+            return Entry(path, answer["ContentLength"], answer["ETag"])
+
+    def delete(self, path: str) -> None:
+        with self._calls(path) as client:
+            client.delete_object(Bucket=self.bucket, Key=self._key(path))
+
+    def now(self) -> float:
+        """The server's clock, from the Date header: locks of several machines are judged by one clock."""
+        with self._calls("") as client:
+            answer = client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+        return email.utils.parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+
+    def probe(self) -> None:
+        """Refuse, before any work, a bucket that is not there, is not ours, or whose server ignores If-None-Match."""
+        path = f".probe-{secrets.token_hex(6)}"
+        try:
+            honours = self.create(path, b"1") and not self.create(path, b"2")
+        finally:
+            with contextlib.suppress(PipelineError):
+                self.delete(path)
+        if not honours:
+            raise InputError(
+                f"the store behind {self.uri} ignores If-None-Match, so two runs could publish over each other. "
+                "Use a store with conditional writes."
+            )
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "")) or str(error.response["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def _said(error: Exception, uri: str) -> Exception:
+    """The one-sentence form of a boto3 error; a missing key stays FileNotFoundError."""
+    if isinstance(error, NoCredentialsError):
+        return InputError(f"no S3 credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile.")
+    if isinstance(error, ClientError):
+        code = _code(error)
+        if code in ("NoSuchKey", "404"):
+            return FileNotFoundError(uri)
+        if code == "NoSuchBucket":
+            return InputError(f"there is no bucket for {uri}: make it, or correct storage.root.")
+        if code in SHARED_FAULTS:
+            return InputError(
+                f"S3 refused {uri}: {code}. Check the credentials, their expiry, the bucket's policy and this machine's clock."
+            )
+        return TransientError(f"S3 answered {code} for {uri}, after retries: {error}. Run again.")
+    return TransientError(f"no good answer from the store for {uri}: {error}. Check storage.endpoint_url and the network, then run again.")

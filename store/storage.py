@@ -1,0 +1,214 @@
+"""Bytes by path under a root: the local disk or S3. The only module that talks to either on behalf of artifacts.
+
+A path is relative, with forward slashes. Writes are whole or absent. `create` is the one conditional operation: everything
+that must happen once (a manifest, a lock) rests on it. Objects are picklable, and open their connections where they are used.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from urllib.parse import unquote, urlparse
+
+from contract.errors import ConfigError, InputError, StorageError
+from store.digests import digest_of_file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored file. `token` is what the server said of its bytes (S3's ETag); None on disk, where the digest is read."""
+
+    path: str
+    size: int
+    token: str | None
+
+
+class Storage(Protocol):
+    @property
+    def uri(self) -> str: ...
+    def read(self, path: str) -> bytes: ...
+    def open(self, path: str) -> BinaryIO: ...
+    def write(self, path: str, data: bytes) -> Entry: ...
+    def put(self, path: str, local: Path) -> Entry: ...
+    def create(self, path: str, data: bytes) -> bool: ...
+    def fetch(self, path: str, to: Path) -> None: ...
+    def list(self, prefix: str) -> list[Entry]: ...
+    def stat(self, path: str) -> Entry | None: ...
+    def delete(self, path: str) -> None: ...
+    def now(self) -> float: ...
+    def local(self, path: str) -> Path | None: ...
+    def probe(self) -> None: ...
+    def free_bytes(self) -> int | None: ...
+
+
+def open_root(uri: str, endpoint_url: str | None = None) -> Storage:
+    """The storage under file:///folder, s3://bucket/prefix or a plain folder. Raises ConfigError for any other scheme."""
+    parts = urlparse(uri)
+    if parts.scheme in ("", "file"):
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigError(f"storage.root {uri} names a host; write file:///absolute/folder, with three slashes")
+        return LocalStorage(str(Path(unquote(parts.path)).absolute()))
+    if parts.scheme == "s3":
+        from store.s3 import S3Storage
+
+        if len(parts.netloc) < 3:
+            raise ConfigError(f"storage.root {uri} names no bucket; write s3://bucket/prefix")
+        return S3Storage(parts.netloc, parts.path.strip("/"), endpoint_url)
+    raise ConfigError(f"storage.root {uri} has the scheme {parts.scheme}; file:///folder and s3://bucket/prefix are known")
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    root: str
+
+    @property
+    def uri(self) -> str:
+        return Path(self.root).as_uri()
+
+    def local(self, path: str) -> Path:
+        return Path(self.root, path)
+
+    def read(self, path: str) -> bytes:
+        return self.local(path).read_bytes()
+
+    def open(self, path: str) -> BinaryIO:
+        return self.local(path).open("rb")
+
+    def write(self, path: str, data: bytes) -> Entry:
+        with self._whole(path) as temporary:
+            temporary.write_bytes(data)
+        return Entry(path, len(data), None)
+
+    def put(self, path: str, local: Path) -> Entry:
+        with self._whole(path) as temporary:
+            try:
+                os.link(local, temporary)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(local, temporary)
+        return Entry(path, self.local(path).stat().st_size, None)
+
+    def create(self, path: str, data: bytes) -> bool:
+        final = self.local(path)
+        with _said(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _beside(final)
+            try:
+                temporary.write_bytes(data)
+                _fsync(temporary)
+                os.link(temporary, final)
+                _fsync(final.parent)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+        return True
+
+    @contextlib.contextmanager
+    def _whole(self, path: str) -> Iterator[Path]:
+        """A temporary place beside `path` that takes its name, durably, when the block ends well."""
+        final = self.local(path)
+        with _said(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _beside(final)
+            try:
+                yield temporary
+                _fsync(temporary)
+                temporary.replace(final)
+                _fsync(final.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def fetch(self, path: str, to: Path) -> None:
+        shutil.copyfile(self.local(path), to)
+
+    def list(self, prefix: str) -> list[Entry]:
+        """Every file whose path starts with `prefix`, sorted by path; half-written ones are not there yet."""
+        base = self.local(prefix)
+        folder = base if prefix.endswith("/") or not prefix else base.parent
+        found = []
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                file = Path(parent, name)
+                path = file.relative_to(self.root).as_posix()
+                if path.startswith(prefix) and not name.startswith(".partial-"):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append(Entry(path, file.stat().st_size, None))
+        return sorted(found, key=lambda entry: entry.path)
+
+    def stat(self, path: str) -> Entry | None:
+        try:
+            return Entry(path, self.local(path).stat().st_size, None)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def delete(self, path: str) -> None:
+        self.local(path).unlink(missing_ok=True)
+
+    def now(self) -> float:
+        return time.time()
+
+    def probe(self) -> None:
+        """Refuse a root that cannot be written, before any work is done for it."""
+        folder = Path(self.root)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = _beside(folder / "probe")
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"cannot write under storage.root {self.uri}: {error.strerror}. Give a folder that you own.") from error
+
+    def free_bytes(self) -> int:
+        return _free_bytes(Path(self.root))
+
+
+def matches(storage: Storage, entry: Entry | None, size: int, digest: str, token: str | None) -> bool:
+    """Whether a stored file is still what was recorded: by the server's token on S3, by its (memoised) digest on disk."""
+    if entry is None or entry.size != size:
+        return False
+    local = storage.local(entry.path)
+    return digest_of_file(local) == digest if local is not None else entry.token == token
+
+
+def _beside(final: Path) -> Path:
+    return final.with_name(f".partial-{secrets.token_hex(6)}")
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free bytes where `folder` is or would be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Turn the faults of a disk into sentences."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"cannot write {path}: permission denied. Give storage.root a folder that you own.") from error
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            free = _free_bytes(path.parent)
+            raise StorageError(
+                f"the disk under {path.parent} is full ({free:,} bytes free). Nothing was published; make space and run again."
+            ) from error
+        if error.errno == 30:  # EROFS
+            raise InputError(f"cannot write {path}: the file system is read-only. Give storage.root a writable folder.") from error
+        raise

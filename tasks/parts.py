@@ -1,0 +1,138 @@
+"""Map a stage over its parts by Ray Data, each part sealed when it is done. The only user of Ray besides the cluster launcher.
+
+Ray starts with the first stage that has more than one part, on `ray_address` when one is set, and stops before training.
+Order, names and content do not depend on it: a part's work writes files of fixed names, and results return in plan order.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from contract.config import RunOptions
+from contract.errors import IntegrityError, PipelineError, StageFailed
+from store.artifact import FileRecord
+from store.attempt import Attempt
+from tasks.stage import Output
+
+Work = Callable[[dict[str, Any], "PartWriter"], dict[str, Any]]
+Sealed = tuple[str, list[FileRecord], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit of work: a name that no other part of the stage has, and what the work needs to know."""
+
+    name: str
+    spec: dict[str, Any]
+
+
+@dataclass
+class PartWriter:
+    """Where a part's work writes. Files with content=False serve later steps of the stage and are not published."""
+
+    attempt: Attempt
+    files: list[FileRecord] = field(default_factory=list)
+    inner: set[str] = field(default_factory=set)
+
+    def table(self, name: str, table: pa.Table, content: bool = True) -> None:
+        self._add(self.attempt.table(name, table, content), content)
+
+    def bytes(self, name: str, data: bytes, content: bool = True) -> None:
+        self._add(self.attempt.bytes(name, data, content), content)
+
+    def _add(self, record: FileRecord, content: bool) -> None:
+        self.files.append(record)
+        if not content:
+            self.inner.add(record.name)
+
+
+def map_parts(out: Output, work: Work, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Run `work` for every part that no earlier attempt sealed; return the works' results in the order of `parts`."""
+    if len({part.name for part in parts}) != len(parts):
+        raise IntegrityError(f"{out.attempt.stage}: two parts have one name")
+    done = {part.name: out.sealed[part.name] for part in parts if part.name in out.sealed}
+    out.adopted += len(done)
+    missing = [part for part in parts if part.name not in done]
+    for finished, (name, files, result) in enumerate(_map(out.attempt, out.run, work, missing), start=len(done) + 1):
+        done[name] = (files, result)
+        out.progress(finished, len(parts), "parts")
+    for part in parts:
+        for record in done[part.name][0]:
+            out.add(record, intermediate=not record.content)
+    return [done[part.name][1] for part in parts]
+
+
+def _map(attempt: Attempt, run: RunOptions, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
+    workers = run.workers or os.cpu_count() or 1
+    if len(parts) <= 1 or (workers == 1 and run.ray_address is None):
+        for part in parts:
+            yield _sealed_part(attempt, work, part)
+        return
+    import cloudpickle
+    import ray
+
+    start_ray(run)
+    how = cloudpickle.dumps((attempt, work))  # as bytes: an object that a worker cannot load would be retried for ever by Ray Data
+
+    def call(row: dict[str, Any]) -> dict[str, Any]:
+        attempt, work = cloudpickle.loads(how)
+        try:
+            return {"sealed": cloudpickle.dumps(_sealed_part(attempt, work, cloudpickle.loads(row["part"])))}
+        except PipelineError as error:  # carried as a value: Ray would wrap it beyond recognition
+            return {"sealed": cloudpickle.dumps(error)}
+
+    items = [{"part": cloudpickle.dumps(part)} for part in parts]
+    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(call, num_cpus=1)
+    try:
+        for row in rows.iter_rows():
+            sealed = cloudpickle.loads(row["sealed"])
+            if isinstance(sealed, PipelineError):
+                raise sealed
+            yield sealed
+    except ray.exceptions.RayError as error:
+        raise StageFailed(f"{attempt.stage}: a worker failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _sealed_part(attempt: Attempt, work: Work, part: Part) -> Sealed:
+    writer = PartWriter(attempt)
+    result = work(part.spec, writer)
+    attempt.seal(part.name, writer.files, result)
+    return part.name, writer.files, result
+
+
+def start_ray(run: RunOptions) -> None:
+    """Start Ray on this machine, or join `ray_address`; nothing when it runs already."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
+    ray.init(
+        address=run.ray_address or "local",
+        include_dashboard=None if run.ray_address else False,
+        logging_level=logging.ERROR,
+        configure_logging=False,
+        log_to_driver=True,
+        **own,
+    )
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def stop_ray() -> None:
+    """Give the machine's memory back before training; the next data stage starts Ray anew."""
+    import sys
+
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()

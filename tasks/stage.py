@@ -1,0 +1,315 @@
+"""The stage engine: a stage is a pure function of (config slice, input artifacts, outside bytes) to one artifact.
+
+The engine decides what is done, adopts what an earlier attempt finished, checks the account, and publishes once. It knows
+neither Prefect nor Ray; `tasks/runner.py` puts stages into flows, `tasks/parts.py` maps over parts.
+"""
+
+import hashlib
+import inspect
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+import pyarrow as pa
+
+from contract.config import Frozen, RunOptions, canonical_json
+from contract.errors import IntegrityError, PipelineError, StageFailed, StorageError
+from contract.ledger import Ledger
+from store.artifact import Artifact, FileRecord, find, publish
+from store.attempt import Attempt, Reader
+from store.checkpoints import Checkpoints
+from store.locks import hold
+from store.storage import Storage
+from tasks.explain import difference
+from tasks.provenance import provenance
+
+LEAST_FREE_BYTES = 64 * 2**20
+Blob = bytes  # inside Output the name belongs to its method
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the engine knows of a stage. `version` is raised when equal config and input would give other bytes."""
+
+    name: str
+    version: int
+    work: Callable[..., Ledger]
+    config: Callable[[Any], Frozen]
+    roles: tuple[str, ...]
+    counts: str | None
+    rows: str | None
+    external: Callable[[Any, Storage], Mapping[str, str]] | None
+    exclusive: bool
+
+
+def stage(
+    version: int,
+    config: Callable[[Any], Frozen],
+    counts: str | None = None,
+    rows: str | None = None,
+    external: Callable[[Any, Storage], Mapping[str, str]] | None = None,
+    exclusive: bool = False,
+) -> Callable[[Callable[..., Ledger]], Stage]:
+    """Declare a stage. Its name is the function's; its parameters other than `config` and `out` are its input roles.
+
+    counts: the role whose documents must all have come in. rows: whether the rows of part-*.parquet are the documents that
+    came "in" or went "out". external: digests of outside bytes. exclusive: one run at a time makes it, others wait.
+    """
+
+    def declare(work: Callable[..., Ledger]) -> Stage:
+        roles = tuple(name for name in inspect.signature(work).parameters if name not in ("config", "out"))
+        return Stage(work.__name__, version, work, config, roles, counts, rows, external, exclusive)
+
+    return declare
+
+
+@dataclass(frozen=True)
+class Promise:
+    """An artifact that a plan foresees: its fingerprint is known, its bytes are not."""
+
+    stage: str
+    fingerprint: str
+
+
+class Journal(Protocol):
+    """Where the engine says what it does."""
+
+    def started(self, stage: str, fingerprint: str, why: str) -> None: ...
+    def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None: ...
+    def warn(self, stage: str, text: str) -> None: ...
+    def finished(self, artifact: Artifact, state: str, why: str, seconds: float) -> None: ...
+
+
+class Output:
+    """What a stage writes to. Everything written here is published together, or not at all."""
+
+    def __init__(self, attempt: Attempt, run: RunOptions, journal: Journal, adopt: bool) -> None:
+        self.attempt, self.run, self.fingerprint = attempt, run, attempt.fingerprint
+        self.sealed = attempt.sealed() if adopt else {}
+        self.files: dict[str, FileRecord] = {}
+        self.intermediate: dict[str, FileRecord] = {}
+        self.figures: dict[str, Any] = {}
+        self.execution: dict[str, Any] = {}
+        self.adopted = 0
+        self.scratch = Path(tempfile.mkdtemp(prefix=f"bessemer-{attempt.stage}-"))
+        self.checkpoints = Checkpoints(attempt)
+        self.progress = _Progress(attempt.stage, journal)
+        self.warn: Callable[[str], None] = partial(journal.warn, attempt.stage)
+
+    def add(self, record: FileRecord, intermediate: bool = False) -> None:
+        names = self.intermediate if intermediate else self.files
+        if record.name in self.files or record.name in self.intermediate:
+            raise IntegrityError(f"{self.attempt.stage} wrote {record.name} twice; names of one stage must differ")
+        names[record.name] = record
+
+    def table(self, name: str, table: pa.Table) -> None:
+        self.add(self.attempt.table(name, table))
+
+    def bytes(self, name: str, data: bytes) -> None:
+        self.add(self.attempt.bytes(name, data))
+
+    def json(self, name: str, value: object) -> None:
+        self.bytes(name, orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
+
+    def file(self, name: str, path: Path) -> None:
+        self.add(self.attempt.file(name, path))
+
+    def attach(self, name: str, data: Blob) -> None:
+        """A file that may hold times or places: kept and linked, but no part of the artifact's digest."""
+        self.add(self.attempt.bytes(name, data, content=False))
+
+    @property
+    def reader(self) -> Reader:
+        """Read access to what this stage has written so far."""
+        return Reader(self.attempt.storage, self.files | self.intermediate, self.attempt.stage)
+
+
+class _Progress:
+    """Forwards at most two reports a second, and the last one always."""
+
+    def __init__(self, stage: str, journal: Journal) -> None:
+        self._stage, self._journal, self._last = stage, journal, 0.0
+
+    def __call__(self, done: float, total: float, unit: str, note: str = "") -> None:
+        now = time.monotonic()
+        if done >= total or now - self._last > 0.5:
+            self._last = now
+            self._journal.progress(self._stage, done, total, unit, note)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage call before it is made: its identity, what can be reused, and why it must run otherwise."""
+
+    stage: Stage
+    config: Frozen
+    inputs: dict[str, Artifact | Promise]
+    identity: dict[str, Any]
+    fingerprint: str
+    reuse: Artifact | None
+    damaged: Artifact | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Plans and runs stages of one configuration against one store."""
+
+    storage: Storage
+    config: Any
+    run_options: RunOptions
+    journal: Journal
+    scope: str
+    """Whose last artifacts a miss is compared with: the preset's name."""
+    force: Callable[[str], bool] = lambda stage: False
+
+    def plan(self, stage: Stage, inputs: Mapping[str, Artifact | Promise | None]) -> Planned:
+        """Fingerprint a call and look its artifact up; nothing is written."""
+        unknown = set(inputs) - set(stage.roles)
+        if unknown:
+            raise StageFailed(f"{stage.name} has no input {', '.join(sorted(unknown))}; it has {', '.join(stage.roles)}")
+        given = {role: artifact for role, artifact in inputs.items() if artifact is not None}
+        config = stage.config(self.config)
+        identity = {
+            "stage": stage.name,
+            "version": stage.version,
+            "config": config.model_dump(mode="json"),
+            "inputs": {role: artifact.fingerprint for role, artifact in given.items()},
+            "external": dict(stage.external(config, self.storage)) if stage.external else {},
+        }
+        fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
+        found = find(self.storage, stage.name, fingerprint)
+        why = self._why(stage, identity, given, found)
+        reuse = found if why == "" else None
+        return Planned(stage, config, given, identity, fingerprint, reuse, found if reuse is None else None, why)
+
+    def _why(self, stage: Stage, identity: dict, inputs: Mapping[str, Artifact | Promise], found: Artifact | None) -> str:
+        """The reason to run; empty when the artifact found can be reused."""
+        if found is None:
+            return difference(self._last(stage.name), identity)
+        if self.force(stage.name):
+            return "forced"
+        if name := found.damaged():
+            return f"{name} is missing or changed in the store"
+        for role, artifact in inputs.items():
+            if isinstance(artifact, Artifact) and found.manifest["inputs"][role]["digest"] != artifact.digest:
+                return f"{role} was rebuilt with other content"
+        return ""
+
+    def run(self, planned: Planned) -> Artifact:
+        """The artifact of a planned call: reused, adopted from a faster run, or made. Raises PipelineError."""
+        stage, started = planned.stage, time.monotonic()
+        if planned.reuse is not None:
+            self._remember(planned)
+            self.journal.finished(planned.reuse, "cached", "", time.monotonic() - started)
+            return planned.reuse
+        inputs = {role: artifact for role, artifact in planned.inputs.items() if isinstance(artifact, Artifact)}
+        with ExitStack() as stack:
+            if stage.exclusive:
+                waiting = partial(self.journal.warn, stage.name)
+                stack.enter_context(hold(self.storage, f"{stage.name}-{planned.fingerprint[:32]}", waiting))
+                again = self.plan(stage, inputs)
+                if again.reuse is not None:  # the run that held the lock made it
+                    return self.run(again)
+            try:
+                artifact, resumed = self._make(planned, inputs)
+            except (PipelineError, OSError):
+                again = self.plan(stage, inputs)
+                if again.reuse is None or self.force(stage.name):
+                    raise
+                return self.run(again)  # a faster run published meanwhile, and tidied what we were reading
+        self._remember(planned)
+        self.journal.finished(artifact, "resumed" if resumed else "ran", planned.why, time.monotonic() - started)
+        return artifact
+
+    def _make(self, planned: Planned, inputs: dict[str, Artifact]) -> tuple[Artifact, bool]:
+        stage, started = planned.stage, time.time()
+        self._room(stage.name)
+        basis = hashlib.sha256(canonical_json({role: artifact.digest for role, artifact in inputs.items()})).hexdigest()
+        attempt = Attempt.new(self.storage, stage.name, planned.fingerprint, basis)
+        self.journal.started(stage.name, planned.fingerprint, planned.why)
+        out = Output(attempt, self.run_options, self.journal, adopt=not self.force(stage.name))
+        try:
+            ledger = stage.work(**inputs, config=planned.config, out=out)
+            _check(stage, ledger, inputs, out)
+            manifest = {
+                "stage": stage.name,
+                "version": stage.version,
+                "fingerprint": planned.fingerprint,
+                "identity": planned.identity,
+                "inputs": {r: {"stage": a.stage, "fingerprint": a.fingerprint, "digest": a.digest} for r, a in inputs.items()},
+                "ledger": ledger.to_json(),
+                "figures": out.figures,
+                "execution": out.execution,
+                "created": started,
+                "seconds": time.time() - started,
+                "adopted_parts": out.adopted,
+            } | provenance()
+            after = planned.damaged.manifest["number"] if planned.damaged else 0
+            artifact, ours = publish(self.storage, manifest, list(out.files.values()), after)
+        finally:
+            shutil.rmtree(out.scratch, ignore_errors=True)
+        attempt.tidy({record.path for record in artifact.files.values()} if ours else set())
+        if planned.damaged is not None and artifact.digest != planned.damaged.digest:
+            self.journal.warn(stage.name, "rebuilt with other content than before; the stages that read it run again")
+        return artifact, out.adopted > 0
+
+    def _room(self, name: str) -> None:
+        free = self.storage.free_bytes()
+        if free is not None and free < LEAST_FREE_BYTES:
+            raise StorageError(
+                f"{name} was not started: {free:,} bytes are free under {self.storage.uri}, at least {LEAST_FREE_BYTES:,} are "
+                "needed. Make space and run again."
+            )
+
+    def _pointer(self, name: str) -> str:
+        return f"last/{self.scope}/{name}.json"
+
+    def _last(self, name: str) -> dict | None:
+        if self.storage.stat(self._pointer(name)) is None:
+            return None
+        return dict(orjson.loads(self.storage.read(self._pointer(name))))
+
+    def _remember(self, planned: Planned) -> None:
+        """Note what this preset used last; it is compared with at the next miss, and listed by `bessemer status`."""
+        if self._last(planned.stage.name) != planned.identity:
+            self.storage.write(self._pointer(planned.stage.name), orjson.dumps(planned.identity))
+
+
+def _check(stage: Stage, ledger: Ledger, inputs: dict[str, Artifact], out: Output) -> None:
+    """The account must add up, start from what the input let out, and agree with the rows that were written."""
+    ledger.check(stage.name)
+    count = ledger.documents
+    if stage.counts:
+        before = inputs[stage.counts].ledger.documents
+        if count is None or before is None or count.came_in != before.out:
+            raise IntegrityError(
+                f"{stage.name} counted {count.came_in if count else 0:,} documents in, but {stage.counts} let "
+                f"{before.out if before else 0:,} out. Nothing was published; this is a fault in the stage, please report it."
+            )
+    if stage.rows:
+        written = sum(record.rows or 0 for name, record in out.files.items() if name.startswith("part-"))
+        want = -1 if count is None else (count.came_in if stage.rows == "in" else count.out)
+        if written != want:
+            raise IntegrityError(
+                f"{stage.name} wrote {written:,} rows, but its ledger says {want:,} documents {stage.rows}. "
+                "Nothing was published; a row was lost or doubled, please report it."
+            )
+
+
+def said(error: BaseException) -> str:
+    """What a person needs of an error: its sentence when it is ours, its kind and text when it is not."""
+    return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+
+
+def last_artifact(engine: Engine, name: str) -> Artifact | None:
+    """What the engine's preset used last for a stage, under any configuration."""
+    identity = engine._last(name)
+    return find(engine.storage, name, hashlib.sha256(canonical_json(identity)).hexdigest()) if identity else None

@@ -1,0 +1,63 @@
+"""Fixtures that several rooms share."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from store.storage import Storage, open_root
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Small real data sets, which are not part of the repository; tests that need them skip where they are absent."""
+    folder = Path(os.environ.get("BESSEMER_TEST_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set BESSEMER_TEST_DATA to the folder")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The digest memo in a folder of the tests', and the libraries' variables as the product sets them."""
+    from bessemer.environment import prepare_environment
+
+    os.environ["BESSEMER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    prepare_environment()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server over HTTP in this process; its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str) -> Storage:
+    """An empty bucket under a name of its own."""
+    bucket = f"bucket-{secrets.token_hex(6)}"
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
+    return open_root(f"s3://{bucket}/pre/fix", s3_server)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Storage:
+    return open_root((tmp_path / "root").as_uri())
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest) -> Storage:
+    """Both kinds of store, one after the other."""
+    return request.getfixturevalue(request.param)

@@ -1,0 +1,83 @@
+import threading
+
+import pytest
+
+from contract.errors import ConfigError, InputError, StorageError
+from store.digests import digest_of_file, read_digest
+from store.storage import Storage, matches, open_root
+
+
+def test_what_is_written_is_read_and_listed_in_order(storage: Storage, tmp_path):
+    (tmp_path / "local").write_bytes(b"from a file")
+    storage.write("b/two", b"2")
+    storage.write("a/one", b"1")
+    storage.put("b/three", tmp_path / "local")
+    assert [entry.path for entry in storage.list("")] == ["a/one", "b/three", "b/two"]
+    assert [entry.path for entry in storage.list("b/t")] == ["b/three", "b/two"]
+    assert storage.read("b/three") == b"from a file"
+    assert storage.open("b/two").read() == b"2"
+    storage.fetch("b/three", tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == b"from a file"
+    storage.delete("a/one")
+    assert storage.stat("a/one") is None
+    with pytest.raises(FileNotFoundError):
+        storage.read("a/one")
+
+
+def test_of_many_that_create_one_path_exactly_one_succeeds(storage: Storage):
+    won: list[int] = []
+    threads = [threading.Thread(target=lambda i=i: storage.create("once", b"%d" % i) and won.append(i)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read("once") == b"%d" % won[0]
+
+
+def test_creating_again_with_our_own_bytes_is_our_own_success_on_s3(s3: Storage):
+    assert s3.create("nonce", b"abc")
+    assert s3.create("nonce", b"abc")
+    assert not s3.create("nonce", b"abd")
+
+
+def test_a_changed_file_no_longer_matches_its_record(storage: Storage, tmp_path):
+    entry = storage.write("f", b"abc")
+    local = storage.local("f")
+    digest = read_digest(local) if local else ""
+    assert matches(storage, storage.list("f")[0], 3, digest, entry.token)
+    storage.write("f", b"abd")
+    assert not matches(storage, storage.list("f")[0], 3, digest, entry.token)
+
+
+def test_the_memo_notices_a_change_that_keeps_the_size(tmp_path):
+    file = tmp_path / "f"
+    file.write_bytes(b"abc")
+    before = digest_of_file(file)
+    file.write_bytes(b"abd")
+    assert digest_of_file(file) == read_digest(file) != before
+
+
+def test_a_write_that_fails_leaves_nothing(local: Storage, monkeypatch):
+    monkeypatch.setattr("store.storage._fsync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(StorageError, match="is full"):
+        local.write("f", b"abc")
+    assert local.list("") == []
+
+
+@pytest.mark.parametrize("uri", ["ftp://x/y", "file://host/x", "s3://ab/x"])
+def test_a_root_that_cannot_work_is_refused(uri):
+    with pytest.raises(ConfigError, match="storage.root"):
+        open_root(uri)
+
+
+def test_wrong_credentials_and_a_missing_bucket_end_with_a_sentence(s3_server):
+    with pytest.raises(InputError, match="there is no bucket"):
+        open_root("s3://not-there/x", s3_server).probe()
+
+
+def test_a_store_that_ignores_the_condition_is_refused(s3: Storage, monkeypatch):
+    monkeypatch.setattr(type(s3), "create", lambda self, path, data: bool(self.write(path, data)))
+    with pytest.raises(InputError, match="ignores If-None-Match"):
+        s3.probe()
+    assert s3.list("") == []

@@ -1,0 +1,186 @@
+"""The engine's promises, each with the fault caused for real."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pytest
+
+from contract.config import RunOptions
+from contract.errors import ConfigError, IntegrityError, StageFailed, StorageError
+from contract.ledger import Count, Ledger
+from store.storage import Storage
+from tasks.parts import stop_ray
+from tasks.stage import Engine, Output, stage
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy  # the same file is the program that is killed
+
+
+def states(engine: Engine) -> list[tuple[str, str]]:
+    return [line[:2] for line in engine.journal.lines]  # type: ignore[attr-defined]
+
+
+def run_toy(storage: Storage, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, toy.__file__, storage.uri, getattr(storage, "endpoint_url", "") or ""]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command, env=os.environ | environment | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+
+
+def test_the_second_call_is_cached_and_has_the_same_artifacts(storage: Storage):
+    first = toy.pipeline(toy.engine(storage))
+    again = toy.engine(storage)
+    assert [a.digest for a in toy.pipeline(again)] == [a.digest for a in first]
+    assert states(again) == [("numbers", "cached"), ("squares", "cached"), ("total", "cached")]
+    assert [a.manifest["nonce"] for a in toy.pipeline(again)] == [a.manifest["nonce"] for a in first]
+
+
+def test_fingerprints_are_pinned(local: Storage):
+    """Equal config and input give this fingerprint on every machine and in every version; a change here rebuilds everybody's artifacts."""
+    assert [a.fingerprint[:16] for a in toy.pipeline(toy.engine(local))] == PINNED
+
+
+def test_a_killed_stage_is_resumed_from_its_sealed_parts(storage: Storage, tmp_path: Path):
+    undisturbed = [a.digest for a in toy.pipeline(toy.engine(storage, toy.Config(note="same identity")))]
+    for entry in storage.list("artifacts/"):
+        storage.delete(entry.path)
+    (tmp_path / "kill").write_text("part-00002.parquet")
+    environment = {"TOY_KILL": str(tmp_path / "kill"), "TOY_CALLS": str(tmp_path / "calls")}
+    assert run_toy(storage, **environment).returncode == -signal.SIGKILL
+    resumed = run_toy(storage, **environment)
+    assert resumed.stdout.strip() == str(undisturbed), resumed.stderr
+    calls = (tmp_path / "calls").read_text().split()
+    assert sorted(calls) == [f"part-0000{i}.parquet" for i in range(4)], "a sealed part was worked on again"
+
+
+def test_a_part_sealed_from_other_inputs_is_not_adopted(local: Storage):
+    made = toy.pipeline(toy.engine(local))
+    sealed = made[1].files["part-00000.parquet"].path.rsplit("/", 1)[0]
+    seal = {"basis": "other inputs", "files": [], "result": {"sum": 10**6}}
+    local.write(f"{sealed}/part-00000.seal", orjson.dumps(seal))
+    forced = toy.pipeline(toy.engine(local, force="squares"))
+    assert forced[1].figures["sum"] == made[1].figures["sum"]
+
+
+@pytest.mark.parametrize("fault", ["deleted", "flipped"])
+def test_a_damaged_file_rebuilds_that_stage_alone(storage: Storage, fault: str):
+    made = toy.pipeline(toy.engine(storage))
+    path = made[1].files["part-00001.parquet"].path
+    data = bytearray(storage.read(path))
+    storage.delete(path)
+    if fault == "flipped":
+        data[len(data) // 2] ^= 1
+        storage.write(path, bytes(data))
+    again = toy.engine(storage)
+    rebuilt = toy.pipeline(again)
+    assert [a.digest for a in rebuilt] == [a.digest for a in made]
+    assert states(again) == [("numbers", "cached"), ("squares", "ran"), ("total", "cached")]
+    assert again.journal.lines[1][2] == "part-00001.parquet is missing or changed in the store"  # type: ignore[attr-defined]
+    assert rebuilt[1].manifest["number"] == made[1].manifest["number"] + 1
+
+
+def test_what_reads_a_rebuilt_stage_with_other_content_is_stale(local: Storage):
+    made = toy.pipeline(toy.engine(local))
+    manifest = made[1].manifest | {"number": 2, "digest": "0" * 64}
+    local.write(f"artifacts/squares/{made[1].fingerprint}/manifest-000002.json", orjson.dumps(manifest))
+    again = toy.engine(local)
+    toy.pipeline(again)
+    assert again.journal.lines[2] == ("total", "ran", "squares was rebuilt with other content")  # type: ignore[attr-defined]
+
+
+def test_two_runs_at_once_make_one_artifact(storage: Storage):
+    results: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: results.append([a.manifest["nonce"] for a in toy.pipeline(toy.engine(storage))])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert len({tuple(nonces) for nonces in results}) == 1
+    manifests = [entry.path for entry in storage.list("artifacts/") if "/manifest-" in entry.path]
+    assert len(manifests) == 3
+
+
+def test_a_planted_lost_row_stops_the_run_and_publishes_nothing(local: Storage, monkeypatch):
+    monkeypatch.setenv("TOY_LOSE", "part-00001.parquet")
+    with pytest.raises(IntegrityError, match="squares wrote 11 rows, but its ledger says 12 documents in"):
+        toy.pipeline(toy.engine(local))
+    assert not [entry for entry in local.list("artifacts/squares/") if "/manifest-" in entry.path]
+
+
+def test_a_stage_must_take_in_what_its_input_let_out(local: Storage):
+    @stage(version=1, config=lambda c: toy.Amount(count=1), counts="numbers")
+    def forgets(numbers, config, out: Output) -> Ledger:
+        return Ledger(documents=Count(came_in=11, out=11))
+
+    engine = toy.engine(local)
+    made = engine.run(engine.plan(toy.numbers, {}))
+    with pytest.raises(IntegrityError, match="forgets counted 11 documents in, but numbers let 12 out"):
+        engine.run(engine.plan(forgets, {"numbers": made}))
+
+
+def test_a_miss_is_explained_by_field(local: Storage):
+    toy.pipeline(toy.engine(local))
+    planned = toy.engine(local, toy.Config(power=3)).plan(toy.squares, {"numbers": toy.pipeline(toy.engine(local))[0]})
+    assert planned.why == "power 2 -> 3"
+
+
+def test_run_options_do_not_enter_the_fingerprint(local: Storage):
+    plans = [Engine(local, toy.Config(), run, toy.Silent(), "toy").plan(toy.numbers, {}) for run in (RunOptions(), RunOptions(workers=7))]
+    assert plans[0].fingerprint == plans[1].fingerprint
+
+
+def test_the_same_parts_by_ray_have_the_same_digests(local: Storage, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the workers find the toy stages
+    here = toy.pipeline(toy.engine(local))
+    by_ray = toy.engine(local, workers=2, force="squares")
+    try:
+        assert [a.digest for a in toy.pipeline(by_ray)] == [a.digest for a in here]
+    finally:
+        stop_ray()
+
+
+def test_an_attempts_intermediate_files_go_and_other_attempts_stay(local: Storage):
+    made = toy.pipeline(toy.engine(local))
+    local.write(f"artifacts/squares/{made[1].fingerprint}/otherattempt/x", b"1")
+    names = {Path(entry.path).name for entry in local.list("artifacts/squares/")}
+    assert names == {*(f"part-0000{i}.parquet" for i in range(4)), "manifest-000001.json", "x"}
+
+
+def test_a_newer_manifest_schema_is_refused_with_a_sentence(local: Storage):
+    made = toy.pipeline(toy.engine(local))
+    path = f"artifacts/numbers/{made[0].fingerprint}/manifest-000001.json"
+    local.write(path, orjson.dumps(made[0].manifest | {"schema": 99}))
+    with pytest.raises(StorageError, match="schema 99, this version reads up to 1"):
+        toy.pipeline(toy.engine(local))
+
+
+def test_an_unknown_input_and_an_unstable_value_are_refused(local: Storage):
+    @stage(version=1, config=lambda c: toy.Amount(count=1), external=lambda config, store: {"x": object()})  # type: ignore[dict-item]
+    def unstable(config, out: Output) -> Ledger:
+        return Ledger()
+
+    with pytest.raises(StageFailed, match="numbers has no input nonsense"):
+        toy.engine(local).plan(toy.numbers, {"nonsense": None})
+    with pytest.raises(ConfigError, match="no stable form"):
+        toy.engine(local).plan(unstable, {})
+
+
+def test_one_name_written_twice_is_refused(local: Storage):
+    @stage(version=1, config=lambda c: toy.Amount(count=1))
+    def twice(config, out: Output) -> Ledger:
+        out.table("a.parquet", pa.table({"n": [1]}))
+        out.table("a.parquet", pa.table({"n": [1]}))
+        return Ledger()
+
+    engine = toy.engine(local)
+    with pytest.raises(IntegrityError, match=r"wrote a\.parquet twice"):
+        engine.run(engine.plan(twice, {}))
+
+
+PINNED = ["7a70d890a7b5c7ac", "35ef7d5f2299070b", "2c1724d21875a0aa"]
