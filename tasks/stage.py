@@ -43,6 +43,7 @@ class Stage:
     work: Callable[..., Ledger]
     config: Callable[[Any], Frozen]
     roles: tuple[str, ...]
+    required: frozenset[str]
     counts: str | None
     rows: str | None
     external: Callable[[Any, Storage], Mapping[str, str]] | None
@@ -64,8 +65,9 @@ def stage(
     """
 
     def declare(work: Callable[..., Ledger]) -> Stage:
-        roles = tuple(name for name in inspect.signature(work).parameters if name not in ("config", "out"))
-        return Stage(work.__name__, version, work, config, roles, counts, rows, external, exclusive)
+        inputs = {name: p for name, p in inspect.signature(work).parameters.items() if name not in ("config", "out")}
+        required = frozenset(name for name, p in inputs.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
+        return Stage(work.__name__, version, work, config, tuple(inputs), required, counts, rows, external, exclusive)
 
     return declare
 
@@ -176,6 +178,8 @@ class Engine:
         if unknown:
             raise StageFailed(f"{stage.name} has no input {', '.join(sorted(unknown))}; it has {', '.join(stage.roles)}")
         given = {role: artifact for role, artifact in inputs.items() if artifact is not None}
+        if missing := stage.required - set(given):
+            raise StageFailed(f"{stage.name} lacks its input {', '.join(sorted(missing))}")
         config = stage.config(self.config)
         identity = {
             "stage": stage.name,
@@ -239,6 +243,7 @@ class Engine:
         try:
             ledger = stage.work(**inputs, config=planned.config, out=out)
             _check(stage, ledger, inputs, out)
+            self._unmoved(planned)
             manifest = {
                 "stage": stage.name,
                 "version": stage.version,
@@ -260,6 +265,14 @@ class Engine:
         if planned.damaged is not None and artifact.digest != planned.damaged.digest:
             self.journal.warn(stage.name, "rebuilt with other content than before; the stages that read it run again")
         return artifact, out.adopted > 0
+
+    def _unmoved(self, planned: Planned) -> None:
+        """Outside bytes must still be what the fingerprint says, or the artifact would bear another input's name."""
+        external = planned.stage.external
+        now = dict(external(planned.config, self.storage)) if external else {}
+        if now != planned.identity["external"]:
+            changed = sorted(name for name in now | planned.identity["external"] if now.get(name) != planned.identity["external"].get(name))
+            raise IntegrityError(f"{planned.stage.name}: {', '.join(changed)} changed while it was read. Nothing was published; run again.")
 
     def _room(self, name: str) -> None:
         free = self.storage.free_bytes()

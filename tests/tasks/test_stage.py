@@ -95,7 +95,9 @@ def test_what_reads_a_rebuilt_stage_with_other_content_is_stale(local: Storage):
 
 def test_two_runs_at_once_make_one_artifact(storage: Storage):
     results: list[list[str]] = []
-    threads = [threading.Thread(target=lambda: results.append([a.manifest["nonce"] for a in toy.pipeline(toy.engine(storage))])) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: results.append([a.manifest["nonce"] for a in toy.pipeline(toy.engine(storage))])) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -169,6 +171,21 @@ def test_an_unknown_input_and_an_unstable_value_are_refused(local: Storage):
         toy.engine(local).plan(toy.numbers, {"nonsense": None})
     with pytest.raises(ConfigError, match="no stable form"):
         toy.engine(local).plan(unstable, {})
+
+
+def test_outside_bytes_that_change_while_they_are_read_are_not_published(local: Storage, tmp_path: Path):
+    source = tmp_path / "source"
+    source.write_text("before")
+
+    @stage(version=1, config=lambda c: toy.Amount(count=1), external=lambda config, store: {"source": source.read_text()})
+    def reads(config, out: Output) -> Ledger:
+        source.write_text("after")
+        return Ledger()
+
+    engine = toy.engine(local)
+    with pytest.raises(IntegrityError, match="source changed while it was read"):
+        engine.run(engine.plan(reads, {}))
+    assert local.list("artifacts/reads/") == []
 
 
 def test_one_name_written_twice_is_refused(local: Storage):

@@ -1,0 +1,177 @@
+"""Which files a source has: a file, folder or glob, on disk or S3, by name and in one order. Nothing is read here but names and sizes."""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from contract.errors import ConfigError, InputError
+from sources.config import Source
+from sources.streams import compression_of
+from store.storage import Storage, open_root
+
+SUFFIXES = {"txt": "txt", "text": "txt", "md": "md", "markdown": "md", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
+WILD = re.compile(r"[*?\[]")
+RECORDS = ("jsonl", "parquet")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file to read. `locator`, `form`, `compression`, `group` and `digest` are its identity; the rest is where it lies."""
+
+    locator: str
+    form: str
+    size: int
+    path: str
+    root: str = ""
+    """The s3://bucket that `path` is a key of; empty for a local file, whose path is absolute."""
+    compression: str | None = None
+    group: str | None = None
+    kind: str = ""
+    """A share of its own under max_bytes: METADATA beside READMEs, manual pages beside docstrings."""
+    digest: str = ""
+    """SHA-256 of a local file; what S3 said of its bytes (ETag) there."""
+
+    @property
+    def in_records(self) -> bool:
+        """Whether it holds many documents."""
+        return self.form in ("jsonl", "parquet", "questions")
+
+
+Digests = Callable[[Iterable[Path]], dict[str, str]]
+"""SHA-256 by path of many local files (store.digests.digests_of_files, which remembers)."""
+
+
+def files_of(source: Source, endpoint_url: str | None) -> tuple[list[SourceFile], int]:
+    """The files of a source by locator, and how many were passed over for their suffix.
+
+    Raises InputError when the place is absent, empty, not readable or leads out of itself by a link.
+    """
+    scheme = urlparse(source.uri).scheme if "://" in source.uri else ""
+    if scheme == "s3":
+        found = _on_s3(source, endpoint_url)
+    elif scheme in ("", "file"):
+        found = _on_disk(source)
+    else:
+        raise ConfigError(f"source {source.name}: {source.uri} has the scheme {scheme}; a path, file:// and s3:// are known")
+    shaped = [shape for file in found if (shape := _shaped(source, file)) is not None]
+    if not shaped:
+        raise InputError(_nothing(source, found))
+    if not any(file.size for file in shaped):
+        raise InputError(f"source {source.name}: all {len(shaped)} files of {source.uri} are empty (0 bytes)")
+    return sorted(shaped, key=lambda file: file.locator), len(found) - len(shaped)
+
+
+def _nothing(source: Source, found: list[SourceFile]) -> str:
+    if not found:
+        return f"source {source.name}: there are no files in {source.uri}; give a file, folder or glob that has some"
+    return (
+        f"source {source.name}: none of the {len(found)} files of {source.uri} (first: {found[0].locator}) ends in "
+        ".txt, .md, .jsonl or .parquet, the first three also with .gz or .zst; set the source's `format`"
+    )
+
+
+def _shaped(source: Source, file: SourceFile) -> SourceFile | None:
+    """The file with its form and compression; None when `auto` does not know its suffix."""
+    compression = compression_of(file.locator)
+    stem = file.locator[: -len(compression) - 1] if compression else file.locator
+    form = SUFFIXES.get(stem.lower().rpartition(".")[2]) if source.format == "auto" else source.format
+    if form is None or (form == "parquet" and compression):
+        return None
+    return replace(file, form=form, compression=compression, kind=form)
+
+
+def _on_disk(source: Source) -> list[SourceFile]:
+    text = source.uri
+    if text.startswith("file://"):
+        parts = urlparse(text)
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigError(f"source {source.name}: {text} names a host; write file:///absolute/path, with three slashes")
+        text = unquote(text[len("file://") + len(parts.netloc) :])
+    path = Path(text).expanduser().absolute()
+    try:
+        if path.is_file():
+            return [SourceFile(path.name, "", path.stat().st_size, str(path))]
+        if path.is_dir():
+            return _walk(source, path, lambda locator: True)
+        if WILD.search(str(path)):
+            base, pattern = _fixed_prefix(str(path))
+            if Path(base).is_dir():
+                return _walk(source, Path(base), lambda locator: pattern.fullmatch(locator) is not None)
+            path = Path(base)
+    except PermissionError as error:
+        raise InputError(f"source {source.name}: no permission to read {error.filename}; change it, or give another place") from error
+    raise InputError(f"source {source.name}: {path} does not exist; correct its uri {source.uri}")
+
+
+def _walk(source: Source, base: Path, wanted: Callable[[str], bool]) -> list[SourceFile]:
+    """Files below `base`, hidden ones left out. A link to a file inside counts once, as that file; one to outside is refused."""
+    found: dict[Path, SourceFile] = {}
+    inside = base.resolve()
+    for folder, folders, names in os.walk(base, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in sorted([*names, *links]):
+            path = Path(folder, name)
+            locator = path.relative_to(base).as_posix()
+            if name.startswith(".") or (name in names and not wanted(locator)):
+                continue
+            real = path.resolve()
+            if path.is_symlink() and not real.is_relative_to(inside):
+                raise InputError(f"source {source.name}: the link {path} leads out of {base}, to {real}; copy the file in or delete it")
+            if real.is_file():
+                kept = found.get(real)
+                if kept is None or locator < kept.locator:
+                    found[real] = SourceFile(locator, "", real.stat().st_size, str(real))
+    return list(found.values())
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _on_s3(source: Source, endpoint_url: str | None) -> list[SourceFile]:
+    bucket, _, key = source.uri[len("s3://") :].partition("/")
+    root = f"s3://{bucket}"
+    storage: Storage = open_root(root, endpoint_url)
+    if WILD.search(key):
+        base, pattern = _fixed_prefix("/" + key)
+        base = base.strip("/")
+        entries = [entry for entry in storage.list(f"{base}/" if base else "") if pattern.fullmatch(entry.path[len(base) :].lstrip("/"))]
+    else:
+        one = storage.stat(key) if key and not key.endswith("/") else None
+        base = key.rpartition("/")[0] if one else key.strip("/")
+        entries = [one] if one else storage.list(f"{base}/" if base else "")
+    found = []
+    for entry in entries:
+        locator = entry.path[len(base) :].lstrip("/")
+        if locator and not locator.endswith("/") and not any(name.startswith(".") for name in locator.split("/")):
+            found.append(SourceFile(locator, "", entry.size, entry.path, root, digest=entry.token or ""))
+    return found
+
+
+def _fixed_prefix(path: str) -> tuple[str, re.Pattern[str]]:
+    """The folders before the first wildcard, and the pattern of what follows them (** crosses folders, * and ? do not)."""
+    names = path.split("/")
+    first = next(index for index, name in enumerate(names) if WILD.search(name))
+    try:
+        return "/".join(names[:first]) or "/", re.compile(_glob("/".join(names[first:])))
+    except re.error as error:
+        raise ConfigError(f"{path} is no glob: {error}; ranges in brackets go upwards, as in [0-9]") from error
+
+
+TOKENS = re.compile(r"(\*\*/)|(\*\*)|(\*)|(\?)|\[([!^]?)(\]?[^\]]*)\]|(.)", re.DOTALL)
+
+
+def _glob(pattern: str) -> str:
+    return "".join(_translated(*groups) for groups in TOKENS.findall(pattern))
+
+
+def _translated(deep: str, rest: str, star: str, one: str, negated: str, members: str, literal: str) -> str:
+    if members:
+        return f"[{'^/' if negated else ''}{re.escape(members).replace(chr(92) + '-', '-')}]"
+    if literal:
+        return re.escape(literal)
+    return "(?:.*/)?" if deep else ".*" if rest else "[^/]*" if star else "[^/]"

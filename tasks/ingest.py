@@ -1,0 +1,160 @@
+"""Read every source into documents, part by part; what cannot be read is quarantined with file, offset and reason."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from contract.errors import InputError
+from contract.ledger import Count, Ledger, total
+from contract.schemas import QUARANTINE
+from sources.config import IngestIdentity, Source
+from sources.environment import Environment
+from sources.plan import Piece, Selection, digest_of_selection, plan_parts, select
+from sources.reader import Opener
+from sources.reading import rows_of
+from sources.rows import Batch, Document, Unreadable, quarantine_table
+from store.digests import digests_of_files
+from store.storage import Storage
+from tasks.parts import Part, PartWriter, map_parts
+from tasks.stage import Output, stage
+
+
+def selections(config: IngestIdentity) -> list[Selection]:
+    """The files that the sources have now, with their digests. Raises InputError naming a source that is absent or empty."""
+    return select(config.sources, digests_of_files, Environment.here(), config.endpoint_url)
+
+
+def source_digests(config: IngestIdentity, storage: Storage) -> dict[str, str]:
+    """A digest a source, of the bytes that will be read."""
+    return {selection.source.name: digest_of_selection(selection) for selection in selections(config)}
+
+
+@stage(
+    version=1,
+    config=lambda c: IngestIdentity.of(c.sources, c.ingest, c.storage.endpoint_url),
+    rows="out",
+    external=source_digests,
+)
+def ingest(config: IngestIdentity, out: Output) -> Ledger:
+    """Documents as part-NNNNN.parquet, and quarantine.parquet. A record seen is a document, blank, or a row of the quarantine.
+
+    Parts follow from names, sizes and ingest.part_bytes alone; one whose text outgrows twice that (a compressed stream) goes on in
+    part-NNNNN-001.parquet. Memory: about four times part_bytes a worker, or the longest record.
+    Raises InputError when a source, or everything, gives no document, and when ids repeat.
+    """
+    chosen = selections(config)
+    opener = Opener(config.endpoint_url, str(out.scratch / "fetched"))
+    plan = plan_parts(chosen, config.ingest.part_bytes, opener)
+    parts = [Part(f"part-{i:05d}", {"pieces": pieces, "config": config, "opener": opener, "number": i}) for i, pieces in enumerate(plan)]
+    results = map_parts(out, read_part, parts)
+    bad = [out.reader.table(name) for name in out.reader.names("quarantine-")]
+    quarantine = pa.concat_tables([QUARANTINE.empty_table(), *bad])
+    out.table("quarantine.parquet", quarantine)
+    count = total(Count.from_json(result["count"]) for result in results)
+    _report(chosen, results, quarantine, out)
+    _refuse_empty(chosen, results, quarantine)
+    _refuse_repeated_ids(out)
+    return Ledger(documents=count)
+
+
+def read_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
+    """Read the pieces of one part into tables of at most twice part_bytes of text."""
+    pieces: Sequence[Piece] = spec["pieces"]
+    config: IngestIdentity = spec["config"]
+    number, batch, files = spec["number"], Batch(), 0
+    bad: list[tuple[str, Unreadable]] = []
+    documents, size = Counter[str](), Counter[str]()
+    blank = 0
+    for source, _, row in rows_of(pieces, config.sources, config.ingest, spec["opener"]):
+        if isinstance(row, Document):
+            if batch.text_bytes > 2 * config.ingest.part_bytes:
+                write.table(_name(number, files), batch.table())
+                batch, files = Batch(), files + 1
+            size[source.name] += batch.add(source, row)
+            documents[source.name] += 1
+        elif isinstance(row, Unreadable):
+            bad.append((source.name, row))
+        else:
+            blank += 1
+    if batch.text_bytes:
+        write.table(_name(number, files), batch.table())
+    write.table(f"quarantine-{number:05d}.parquet", quarantine_table(bad), content=False)
+    out = documents.total()
+    count = Count(came_in=out + len(bad) + blank, out=out, dropped={"blank": blank}, quarantined=len(bad))
+    return {"count": count.to_json(), "documents": dict(documents), "bytes": dict(size)}
+
+
+def _name(part: int, file: int) -> str:
+    return f"part-{part:05d}-{file:03d}.parquet" if file else f"part-{part:05d}.parquet"
+
+
+def _report(chosen: list[Selection], results: list[dict[str, Any]], quarantine: pa.Table, out: Output) -> None:
+    """Figures by domain and source, and a sentence for what a person should know of."""
+    documents, size = _sums(results, "documents"), _sums(results, "bytes")
+    domains: dict[str, dict[str, int]] = {}
+    for selection in chosen:
+        name, figures = selection.source.name, domains.setdefault(selection.source.domain, {"documents": 0, "bytes": 0, "files": 0})
+        figures["documents"] += documents[name]
+        figures["bytes"] += size[name]
+        figures["files"] += len(selection.files)
+        if selection.skipped:
+            out.warn(f"source {name}: {selection.skipped:,} files of {selection.source.uri} were passed over for their suffix")
+    absent = [selection.source.domain for selection in chosen if not selection.files]
+    if absent:
+        out.warn(f"the environment holds no text of {', '.join(absent)}; give a source of your own for it")
+    if len(quarantine):
+        out.warn(f"{len(quarantine):,} records could not be read; `quarantine.parquet` says which and why ({_first(quarantine)})")
+    out.figures["domains"] = domains
+    out.figures["sources"] = {s.source.name: {"documents": documents[s.source.name], "bytes": size[s.source.name]} for s in chosen}
+    out.figures["absent"] = absent
+
+
+def _sums(results: list[dict[str, Any]], key: str) -> Counter[str]:
+    sums = Counter[str]()
+    for result in results:
+        sums.update(result[key])
+    return sums
+
+
+def _first(quarantine: pa.Table) -> str:
+    row = quarantine.slice(0, 1).to_pylist()[0]
+    return f"first: {row['uri']} at {row['offset']:,}: {row['reason']}"
+
+
+def _refuse_empty(chosen: list[Selection], results: list[dict[str, Any]], quarantine: pa.Table) -> None:
+    documents = _sums(results, "documents")
+    for selection in chosen:
+        source: Source = selection.source
+        if selection.files and not documents[source.name]:
+            own = quarantine.filter(pc.starts_with(quarantine["uri"], f"{source.name}:"))
+            why = f"{len(own):,} records are unreadable, {_first(own)}" if len(own) else "its files hold no text"
+            raise InputError(f"source {source.name}: no document in {source.uri}: {why}. Correct the source, or leave it out.")
+    if not documents.total():
+        names = ", ".join(selection.source.uri for selection in chosen)
+        raise InputError(f"nothing to read: no source has a document ({names}); give `sources` that have text")
+
+
+def _refuse_repeated_ids(out: Output) -> None:
+    """Stop for an id that two documents have, and name one: a split or a join by id would lose a document silently."""
+    names = out.reader.names("part-")
+    ids = pa.concat_tables([out.reader.table(name, ["id"]) for name in names])["id"]
+    if len(pc.unique(ids)) == len(ids):
+        return
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    where = [
+        f"{row['source']}:{row['locator']} {row['extra'] or ''}".strip()
+        for name in names
+        for row in _with_id(out.reader.table(name, ["id", "source", "locator", "extra"]), repeated[0]).to_pylist()
+    ]
+    raise InputError(
+        f"{len(repeated):,} ids repeat, such as that of {' and '.join(where[:2])}. Ids must be unique in a source: "
+        "set id_field to a field whose values are, or leave it out."
+    )
+
+
+def _with_id(table: pa.Table, value: pa.Scalar) -> pa.Table:
+    return table.filter(pc.equal(table["id"], value))

@@ -1,0 +1,165 @@
+"""Lines and their splits, streams and their limits, against plain definitions and Python's own decompressors."""
+
+import gzip
+import io
+import itertools
+import json
+import tracemalloc
+import zlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.errors import PipelineError
+from sources.config import IngestConfig, Source
+from sources.files import SourceFile
+from sources.lines import Line, LineFile, lines
+from sources.reader import read
+from sources.rows import Document, Row, Unreadable
+from sources.streams import StreamFault, stream
+
+SOURCE = Source(uri="x", domain="web")
+LIMITS = IngestConfig()
+
+
+def rows(data: bytes, form: str, compression: str | None = None, limits: IngestConfig = LIMITS, **cut: int | None) -> list[Row]:
+    file = SourceFile("f", form, len(data), "f", compression=compression)
+    return list(read(file, SOURCE, limits, io.BytesIO(data), **cut))  # type: ignore[arg-type]
+
+
+def cuts(points: list[int], size: int) -> list[tuple[int, int]]:
+    edges = sorted({0, size, *(point % (size + 1) for point in points)})
+    return list(itertools.pairwise(edges)) or [(0, 0)]
+
+
+record = st.one_of(
+    st.text(max_size=30).map(lambda text: json.dumps({"text": text}, ensure_ascii=False).encode("utf-8", "replace")),
+    st.binary(max_size=12).map(lambda data: data.replace(b"\n", b"")),
+    st.sampled_from([b"", b"\r", b'{"text": "x"}\r', b'{"text": null}', '{"text": "\u2028\x85"}'.encode()]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(parts=st.lists(record, max_size=12), final=st.booleans(), points=st.lists(st.integers(0, 10**4), max_size=8), mark=st.booleans())
+def test_any_splits_give_the_rows_of_the_whole_file_once_and_in_order(parts: list, final: bool, points: list, mark: bool) -> None:
+    data = (b"\xef\xbb\xbf" if mark else b"") + b"\n".join(parts) + (b"\n" if final else b"")
+    if data.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+        return  # not a plain file of one-byte line ends: the plan never splits it
+    whole = rows(data, "jsonl")
+    assert [row for start, end in cuts(points, len(data)) for row in rows(data, "jsonl", start=start, end=end)] == whole
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.binary(max_size=300), step=st.integers(1, 50), limit=st.integers(1, 40))
+def test_lines_are_those_of_bytes_split_whatever_the_chunks(data: bytes, step: int, limit: int) -> None:
+    got = list(lines((data[i : i + step] for i in range(0, len(data), step)), 0, b"\n", limit))
+    want, at = [], 0
+    for line in data.split(b"\n"):
+        want.append((at, line))
+        at += len(line) + 1
+    if not want[-1][1]:
+        want.pop()
+    assert [line.offset for line in got] == [offset for offset, _ in want]
+    assert [(line.data, line.fault is None) for line in got if line.fault is None] == [(d, True) for _, d in want if len(d) <= limit]
+    assert [line.offset for line in got if line.fault] == [offset for offset, d in want if len(d) > limit]
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text(min_size=1, max_size=9), max_size=6), step=st.integers(1, 9))
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_wide_lines_end_at_their_code_unit_and_nowhere_else(encoding: str, texts: list[str], step: int) -> None:
+    texts = [text.replace("\n", "\u0a0a\u0a00") for text in texts]  # code units that hold the byte 0x0A
+    data = "".join(text + "\n" for text in texts).encode(encoding)
+    chunks = (data[i : i + step] for i in range(0, len(data), step))
+    assert [line.data.decode(encoding) for line in lines(chunks, 0, "\n".encode(encoding), 10**6)] == texts
+
+
+@settings(max_examples=60, deadline=None)
+@given(members=st.lists(st.binary(max_size=400), min_size=1, max_size=4), cut=st.integers(0, 10**4), flip=st.integers(0, 10**5))
+def test_gzip_gives_what_pythons_decompressor_gives_and_a_cut_stream_a_prefix_with_a_fault(members: list, cut: int, flip: int) -> None:
+    data = b"".join(gzip.compress(member, mtime=0) for member in members)
+    assert b"".join(stream(io.BytesIO(data), "gz", 1000)) == gzip.decompress(data)
+    short = data[: cut % len(data)]
+    ends = {0}
+    for member in members:
+        ends.add(max(ends) + len(gzip.compress(member, mtime=0)))
+    got = io.BytesIO()
+    if len(short) in ends - {0}:
+        return  # whole members: a good file
+    with pytest.raises(StreamFault):
+        for chunk in stream(io.BytesIO(short), "gz", 1000):
+            got.write(chunk)
+    assert b"".join(members).startswith(got.getvalue())
+
+
+def test_what_inflate_can_give_of_a_cut_member_is_all_given() -> None:
+    text = b"".join(b"line %d %d\n" % (i, i * i) for i in range(60_000))
+    data = gzip.compress(text)[:-500]
+    got = io.BytesIO()
+    with pytest.raises(StreamFault, match="cut"):
+        for chunk in stream(io.BytesIO(data), "gz", 1000):
+            got.write(chunk)
+    assert got.getvalue() == zlib.decompressobj(31).decompress(data)
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_a_bomb_of_one_line_is_one_row_and_never_in_memory(compression: str) -> None:
+    plain = b'{"text": "before"}\n' + b"0" * 100_000_000 + b'\n{"text": "after"}\n'
+    data = gzip.compress(plain, 1) if compression == "gz" else zstandard.ZstdCompressor().compress(plain)
+    del plain
+    tracemalloc.start(1)
+    got = rows(data, "jsonl", compression, IngestConfig(max_record_bytes=2**20, max_expansion=10**6))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [type(row) for row in got] == [Document, Unreadable, Document]
+    assert peak < 80 * 2**20
+    bounded = rows(data, "jsonl", compression, IngestConfig(max_record_bytes=2**20, max_expansion=50))
+    assert isinstance(bounded[-1], Unreadable) and "bomb" in bounded[-1].reason
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    data=st.binary(max_size=200), head=st.sampled_from([b"", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xff\xfe", b"\xef\xbb\xbf"])
+)
+@pytest.mark.parametrize("form", ["jsonl", "txt", "md", "html", "man", "metadata", "python", "docstrings", "questions"])
+@pytest.mark.parametrize("compression", [None, "gz", "zst"])
+def test_no_content_makes_a_reader_raise(form: str, compression: str | None, data: bytes, head: bytes) -> None:
+    got = rows(head + data, form, compression)
+    for row in got:
+        if isinstance(row, Document):
+            row.text.encode()
+
+
+@settings(max_examples=80, deadline=None)
+@given(place=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.one_of(st.none(), st.integers(0, 10**6)))
+def test_no_damage_to_parquet_makes_its_reader_raise(place: int, value: int, cut: int | None) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": ["eins", "zwei", "drei"], "n": [1, 2, 3]}), sink, row_group_size=2)
+    data = bytearray(sink.getvalue())
+    data[place % len(data)] = value
+    damaged = bytes(data[: cut % len(data)] if cut is not None else data)
+    try:
+        assert len(rows(damaged, "parquet")) <= 4
+    except PipelineError:
+        pytest.fail("content is quarantined, never raised")
+
+
+@settings(max_examples=40, deadline=None)
+@given(points=st.lists(st.integers(0, 10**5), max_size=6), group=st.integers(1, 5))
+def test_any_splits_of_parquet_give_its_rows_once(points: list[int], group: int) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"row {i}" for i in range(12)]}), sink, row_group_size=group)
+    data = sink.getvalue()
+    got = [row for start, end in cuts(points, len(data)) for row in rows(data, "parquet", start=start, end=end)]
+    assert [(row.text, row.locator) for row in got if isinstance(row, Document)] == [(f"row {i}", f"f:{i}") for i in range(12)]
+
+
+def test_a_line_knows_its_offset_after_a_mark_and_in_a_split() -> None:
+    file = LineFile(None, None, 100, 100)
+    data = b"\xef\xbb\xbfab\ncd\nef"
+    assert [line for _, line in file.lines(io.BytesIO(data), 0, 4)] == [Line(0, b"ab")]
+    assert [line for _, line in file.lines(io.BytesIO(data), 4, None)] == [Line(6, b"cd"), Line(9, b"ef")]
