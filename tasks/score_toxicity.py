@@ -1,0 +1,71 @@
+"""score_toxicity: words of a lexicon, and a classifier's probability where one is set (filters/toxicity.py)."""
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from contract.errors import InputError
+from contract.ledger import Ledger
+from filters.config import ToxicityConfig
+from filters.language import load
+from filters.toxicity import lexicon, score, word_list
+from store.artifact import Artifact
+from store.digests import digest_of_bytes, digest_of_file
+from store.storage import Storage, open_root
+from tasks.parts import PartWriter
+from tasks.scoring import read_alive, score_parts, summed, tagging
+from tasks.stage import Output, stage
+
+
+def _digests(config: ToxicityConfig, storage: Storage) -> dict[str, str]:
+    digests = {"lexicon": digest_of_bytes(word_list())}
+    if config.model is not None:
+        digests["model"] = digest_of_file(_local(config.model, getattr(storage, "endpoint_url", None)))
+    return digests
+
+
+@stage(version=1, config=lambda c: c.filters.toxicity, counts="documents", rows="in", external=_digests)
+def score_toxicity(documents: Artifact, duplicates: Artifact, config: ToxicityConfig, out: Output) -> Ledger:
+    """One row a document: id, toxic_words, words, toxic_words_per_1000, probability (null without a model); null where dedup dropped it."""
+    model = None if config.model is None else _local(config.model, getattr(out.attempt.storage, "endpoint_url", None))
+    results = score_parts(out, _score_part, documents=documents, duplicates=duplicates, config=config, model=model)
+    out.figures |= {
+        "lexicon": "better-profanity 0.7.0 (MIT)",
+        "entries": len(lexicon(config.exempt)),
+        "classifier": "none" if config.model is None else config.model.rsplit("/", 1)[-1],
+        **summed(results),
+    }
+    return tagging(documents)
+
+
+def _score_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
+    alive = read_alive(spec)
+    signals = score(alive.text, None if spec["model"] is None else _model(spec["model"]), spec["config"])
+    alive.write(signals, write)
+    counts = signals["toxic_words"].to_pylist()
+    return {"scored": len(signals), "with_toxic_words": sum(count > 0 for count in counts), "toxic_words": sum(counts)}
+
+
+@lru_cache(maxsize=4)
+def _local(uri: str, endpoint_url: str | None) -> Path:
+    """The classifier as a local file; from S3 it is fetched once a process, by the endpoint of the store."""
+    parts = urlparse(uri)
+    if parts.scheme == "s3":
+        folder, name = uri.rsplit("/", 1)
+        path = Path(tempfile.mkdtemp(prefix="bessemer-toxicity-"), name)
+        open_root(folder, endpoint_url).fetch(name, path)
+        return path
+    path = Path(unquote(parts.path) if parts.scheme == "file" else uri)
+    if not path.is_file():
+        raise InputError(f"filters.toxicity.model is {uri}, where no file is; give a fastText .bin or .ftz, or leave it out")
+    return path
+
+
+@lru_cache(maxsize=1)
+def _model(path: Path) -> Any:
+    try:
+        return load(path)
+    except ValueError as error:
+        raise InputError(f"filters.toxicity.model {path} is no fastText model: {error}") from error
