@@ -1,0 +1,252 @@
+"""Child processes of a stage: started, listened to, and never left behind.
+
+A child is `python -m MODULE spec.json`. It writes JSON lines to stdout ({"progress": [done, total, unit], …}, {"warn": …},
+{"error": …}), leaves its files in spec["out"], and ends with 0, or with 75 when it was asked to stop and can go on later.
+Several ranks are several children with torchrun's variables (RANK, WORLD_SIZE, …) in one process group of their own. Why not
+torchrun itself: it hides exit status 75, gives ranks 30 s to checkpoint, and its workers outlive it when it is killed.
+"""
+
+import json
+import os
+import queue
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from contract.errors import ComeAgain, ConfigError, InputError, PipelineError, StageFailed
+from tasks.stage import Output
+
+COME_AGAIN = 75
+MOST_STALLS = 3
+"""So often a child that hangs is ended and started again without having come further; then the stage fails."""
+GRACE_S = 10.0
+"""How long a child may take to die of SIGTERM once another has failed."""
+ERRORS: dict[str, type[PipelineError]] = {"ConfigError": ConfigError, "InputError": InputError}
+"""Errors of a child that are the user's to repair, and stay what they are on this side."""
+
+_running: list["Children"] = []
+
+
+@dataclass
+class Children:
+    """All ranks of one launch: one process group, one queue of their lines."""
+
+    processes: list[subprocess.Popen]
+    lines: "queue.Queue[str | None]"
+    stderr: list[Path]
+    readers: list[threading.Thread] = field(default_factory=list)
+    is_stopping: bool = False
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def group(self) -> int:
+        return self.processes[0].pid
+
+    def signal(self, number: int) -> None:
+        try:
+            os.killpg(self.group, number)
+        except ProcessLookupError:
+            return
+
+    def end(self) -> None:
+        """No process of the group is left when this returns."""
+        if any(process.poll() is None for process in self.processes):
+            self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+        self.signal(signal.SIGKILL)  # grandchildren, if any
+        for reader in self.readers:
+            reader.join()
+
+
+def ask_to_stop() -> bool:
+    """SIGTERM to every running child: they finish their step, checkpoint and end with 75, and `run_child` raises ComeAgain.
+
+    For a SIGTERM handler; safe to call from one. Returns whether there was a child to ask.
+    """
+    for children in list(_running):
+        children.is_stopping = True
+        children.signal(signal.SIGTERM)
+    return bool(_running)
+
+
+def end_all() -> None:
+    """SIGKILL to every running child: for a run that is being cancelled."""
+    for children in list(_running):
+        children.signal(signal.SIGKILL)
+
+
+def run_child(module: str, spec: dict[str, Any], out: Output, ranks: int = 1, can_resume: bool = False) -> None:
+    """Run the module's ranks to their end, forwarding progress and warnings.
+
+    can_resume: a child without a line for run.stall_minutes is ended and started again (it resumes from its checkpoint), at most
+    MOST_STALLS times without coming further. Raises StageFailed with the child's last error line, ComeAgain when it ended with 75.
+    """
+    Path(spec["out"]).mkdir(parents=True, exist_ok=True)
+    best, stalls = -1.0, 0
+    while True:
+        reached = _run_once(module, spec, out, ranks)
+        if reached is None:
+            return
+        stalls = stalls + 1 if reached <= best else 1
+        best = max(best, reached)
+        where = f"{module} gave no sign of life for {out.run.stall_minutes:g} minutes after {reached:,.0f} steps"
+        if not can_resume or stalls > MOST_STALLS:
+            raise StageFailed(f"{where} and was ended. Run it again; if it hangs again, raise stall_minutes or lower ranks.")
+        out.warn(f"{where}; it was ended and goes on from its last checkpoint")
+
+
+def _run_once(module: str, spec: dict[str, Any], out: Output, ranks: int) -> float | None:
+    """None when the children finished, else the step after which they hung."""
+    folder = out.scratch / f"launch-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps(spec))
+    children = _start(module, folder, ranks, out.run.threads)
+    _running.append(children)
+    former = _forward_sigterm()
+    try:
+        reached = _listen(children, out)
+        if reached is not None:
+            return reached
+        _finish(children, module)
+        return None
+    finally:
+        children.end()
+        _running.remove(children)
+        if former is not None:
+            signal.signal(signal.SIGTERM, former)
+
+
+def _forward_sigterm() -> Any:
+    """In the main thread and where nobody else handles it, SIGTERM to us is a wish to stop; the former handler, to put back."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return None
+    return signal.signal(signal.SIGTERM, lambda number, frame: ask_to_stop())
+
+
+def _start(module: str, folder: Path, ranks: int, threads: int) -> Children:
+    lines: queue.Queue[str | None] = queue.Queue()
+    port = _free_port() if ranks > 1 else 29500
+    children = Children([], lines, [folder / f"rank-{rank}.err" for rank in range(ranks)])
+    for rank in range(ranks):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "BESSEMER_RENDEZVOUS": str(folder / "rendezvous"),
+            "BESSEMER_PARENT": str(os.getpid()),
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads on a shared machine cost a factor of ten
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        }
+        with open(children.stderr[rank], "wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, str(folder / "spec.json")],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                process_group=children.group if rank else 0,
+                text=True,
+            )
+        children.processes.append(process)
+        assert process.stdout is not None
+        children.readers.append(threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True))
+        children.readers[-1].start()
+    return children
+
+
+def _pump(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
+    """Every line into the queue, None at the end."""
+    with stream:
+        for line in stream:
+            lines.put(line)
+    lines.put(None)
+
+
+def _listen(children: Children, out: Output) -> float | None:
+    """Forward lines until every rank has closed its stdout; the last step, when none came for too long."""
+    open_streams, reached, stall_s = len(children.processes), 0.0, out.run.stall_minutes * 60
+    last = time.monotonic()
+    while open_streams:
+        try:
+            line = children.lines.get(timeout=0.5)
+        except queue.Empty:
+            if any(process.poll() not in (None, 0, COME_AGAIN) for process in children.processes):
+                _give_up(children)  # the others wait for the one that failed
+            if time.monotonic() - last > stall_s:
+                return reached
+            continue
+        if line is None:
+            open_streams -= 1
+            continue
+        last = time.monotonic()
+        reached = _forward(line, children, out, reached)
+    return None
+
+
+def _give_up(children: Children) -> None:
+    children.signal(signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    while any(process.poll() is None for process in children.processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children.signal(signal.SIGKILL)
+
+
+def _forward(line: str, children: Children, out: Output, reached: float) -> float:
+    """One line of a child to where it belongs; the step reached."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = {"warn": line.strip()}  # a child writes nothing else; what it does write must not be lost
+    if "progress" in said:
+        done, total, unit = said["progress"]
+        out.progress(done, total, unit, _note(said))
+        return float(done)
+    if "warn" in said:
+        out.warn(said["warn"])
+    if "error" in said:
+        children.errors.append((said.get("kind", ""), said["error"]))
+    return reached
+
+
+def _note(said: dict[str, Any]) -> str:
+    """What stands beside a progress bar: the figures of a step, as far as the child told them."""
+    shown = {"loss": ".4f", "lr": ".1e", "reward": ".3f", "kl": ".3f", "tokens_per_s": ",.0f"}
+    parts = [f"{name} {said[name]:{form}}" for name, form in shown.items() if isinstance(said.get(name), int | float)]
+    return " | ".join(parts).replace("tokens_per_s ", "tok/s ")
+
+
+def _finish(children: Children, module: str) -> None:
+    statuses = [process.wait() for process in children.processes]
+    if all(status == 0 for status in statuses):
+        return
+    # Asked to stop before it could listen, a child dies of the signal: nothing was done yet, and nothing is lost.
+    may_come_again = (0, COME_AGAIN, -signal.SIGTERM) if children.is_stopping else (0, COME_AGAIN)
+    if all(status in may_come_again for status in statuses):
+        raise ComeAgain("checkpointed; run it again to go on")
+    kind, sentence = children.errors[-1] if children.errors else ("", _last_line(children, statuses))
+    raise ERRORS.get(kind, StageFailed)(f"{module}: {sentence}" if kind not in ERRORS else sentence)
+
+
+def _last_line(children: Children, statuses: list[int]) -> str:
+    """What the first failed rank said last."""
+    rank = next(i for i, status in enumerate(statuses) if status not in (0, COME_AGAIN))
+    lines = children.stderr[rank].read_text(errors="replace").strip().splitlines()
+    ended = f"was ended by {signal.Signals(-statuses[rank]).name}" if statuses[rank] < 0 else f"ended with {statuses[rank]}"
+    return f"rank {rank} {ended}: {lines[-1]}" if lines else f"rank {rank} {ended} and said nothing"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,58 @@
+"""The promise of training, held with real kills: a run that was killed and resumed is the undisturbed run, to the bit."""
+
+import json
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import small
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "ranks"),
+    [("pretrain", "plain", 1), ("pretrain", "deepspeed", 2), ("ppo", "plain", 1)],
+)
+def test_killed_and_resumed_is_undisturbed(tmp_path: Path, kind: str, engine: str, ranks: int):
+    spec = small.spec(tmp_path, kind, engine)
+    with ThreadPoolExecutor() as pool:
+        straight = pool.submit(small.train, spec, tmp_path / "a", ranks)
+        small.signal_at(spec, tmp_path / "b", 5, signal.SIGKILL, ranks)  # past the save at 4, which waits until 2 is published
+        want = straight.result()
+    found = small.checkpoints(tmp_path / "b" / "root").latest()
+    assert found is not None, "it must be resumed from a checkpoint, not begun anew"
+    run = tmp_path / "b" / "run"
+    processes = small.start(spec, tmp_path / "b" / "root", run, ranks)
+    assert processes[0].stdout is not None
+    first = next(done for line in processes[0].stdout if (done := json.loads(line).get("progress", [0])[0]))
+    assert first == found[0] + 1
+    assert small.finish(processes, run) == want
+    assert small.model_bytes(tmp_path / "a") == small.model_bytes(tmp_path / "b")
+    assert small.losses(tmp_path / "a") == small.losses(tmp_path / "b")
+
+
+def test_sigterm_checkpoints_ends_with_75_and_the_other_number_of_ranks_is_close(tmp_path: Path):
+    spec = small.spec(tmp_path, "pretrain", "plain") | {"checkpoint_every": 1000}
+    with ThreadPoolExecutor() as pool:
+        straight = pool.submit(small.train, spec, tmp_path / "a")
+        stopped = small.signal_at(spec, tmp_path / "b", 2, signal.SIGTERM, ranks=2)
+        straight.result()
+    assert [process.returncode for process in stopped] == [75, 75]
+    run = tmp_path / "b" / "run"
+    result = small.finish(small.start(spec, tmp_path / "b" / "root", run, ranks=1), run)
+    assert result["steps"] == 12
+    one, two = ([json.loads(line)["loss"] for line in small.losses(tmp_path / name).splitlines()] for name in "ab")
+    assert one == pytest.approx(two, abs=2e-5)
+
+
+def test_a_failure_is_the_last_json_line_and_stdout_holds_nothing_else(tmp_path: Path):
+    spec = small.spec(tmp_path, "pretrain", "deepspeed")
+    (tmp_path / "pretrain" / "train.npy").unlink()
+    process = small.start(spec, tmp_path / "root", tmp_path / "run")[0]
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    lines = [json.loads(line) for line in stdout.splitlines()]
+    assert lines[-1]["kind"] == "FileNotFoundError" and "train.npy" in lines[-1]["error"]
