@@ -1,0 +1,70 @@
+"""What a run promises, held against what was measured. A claim that fails is said; it stops nothing."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Evaluation = Mapping[str, Any]
+LEAST_GAIN_OVER_BIGRAM = 0.15
+MOST_KL_PER_TOKEN = 0.5
+LEAST_STANDARD_ERRORS = 2.0
+
+
+def claims(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """{claim, found, holds} for each claim whose figures are there."""
+    return [*_bits(evaluation), *_tasks(evaluation), *_reward_model(evaluation), *_alignment(evaluation)]
+
+
+def _bits(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    bits = evaluation.get("bits_per_byte", {})
+    model, others = bits.get("models", {}).get("base"), bits.get("baselines", {})
+    if model is None or "bigram" not in others:
+        return
+    value, bigram = model["all"]["bits_per_byte"], others["bigram"]["all"]["bits_per_byte"]
+    share = 1 - value / bigram
+    yield _claim(
+        f"bits per byte at least {100 * LEAST_GAIN_OVER_BIGRAM:.0f} % below an absolute-discount bigram's",
+        f"{value:.4f} against {bigram:.4f}: {100 * share:.1f} %",
+        share >= LEAST_GAIN_OVER_BIGRAM,
+    )
+    for name, title in (("gzip", "gzip -9 of the same text"), ("kenlm", "a KenLM n-gram of the same tokens")):
+        if name in others:
+            other = others[name]["all"]["bits_per_byte"]
+            yield _claim(f"bits per byte below those of {title}", f"{value:.4f} against {other:.4f}", value < other)
+
+
+def _tasks(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    row = evaluation.get("tasks", {}).get("base", {}).get("continuation")
+    if row is None:
+        return
+    above, accuracy = row["standard_errors_above_chance"], 100 * row["acc_norm"]["mean"]
+    yield _claim(
+        f"multiple choice above chance by more than {LEAST_STANDARD_ERRORS:.0f} standard errors",
+        f"{accuracy:.1f} % of {row['items']:,} items from {row['documents']:,} documents, "
+        + ("standard error unknown" if above is None else f"{above:+.1f} standard errors"),
+        above is not None and above > LEAST_STANDARD_ERRORS,
+    )
+
+
+def _reward_model(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    for kind, row in evaluation.get("reward_model", {}).items():
+        if kind != "all":
+            interval = row["accuracy"]
+            found = f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+            yield _claim(f"reward model right on {kind} negatives more often than chance", found, interval["low"] > 0.5)
+
+
+def _alignment(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    aligned = evaluation.get("alignment", {})
+    for name, gain in aligned.get("gains", {}).items():
+        interval, distance = gain["gold"], aligned["models"][name]["kl_per_token"]
+        yield _claim(
+            f"{name} raises the gold reward",
+            f"{interval['mean']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}] on {interval['n']:,} test prompts, "
+            f"{gain['tokens']['mean']:+.1f} tokens",
+            interval["low"] > 0,
+        )
+        yield _claim(f"{name} stays within {MOST_KL_PER_TOKEN} nat a token of SFT", f"{distance:.3f}", distance < MOST_KL_PER_TOKEN)
+
+
+def _claim(claim: str, found: str, holds: bool) -> dict[str, Any]:
+    return {"claim": claim, "found": found, "holds": bool(holds)}

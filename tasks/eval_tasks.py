@@ -1,0 +1,97 @@
+"""The multiple-choice items that will be scored, made before selection so that contamination is measured against these very items."""
+
+import gzip
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlparse
+
+import pyarrow as pa
+import zstandard
+
+from contract.errors import InputError
+from contract.ledger import Ledger
+from evaluation.config import CONTINUATION, ItemsConfig, NamedTask
+from evaluation.items import candidates, continuation_items, merge_candidates, named_items
+from store.artifact import Artifact
+from store.digests import digest_of_bytes, digest_of_file
+from store.storage import LocalStorage, Storage, open_root
+from tasks.parts import Part, PartWriter, map_parts
+from tasks.stage import Output, stage
+
+
+def _task_files(config: ItemsConfig, storage: Storage) -> dict[str, str]:
+    """The digest of each named task's file."""
+    return {task.name: _digest(task, storage) for task in config.tasks}
+
+
+@stage(version=1, config=lambda c: c.evaluate.items, external=_task_files)
+def eval_tasks(documents: Artifact, duplicates: Artifact, splits: Artifact, config: ItemsConfig, out: Output) -> Ledger:
+    """items.parquet: continuations of kept test documents, and the named tasks of the config.
+
+    Each part gives its candidates (bounded: as many documents a domain as items are wanted), the items are made of all of them, so
+    they depend neither on parts nor on workers. Warns where there are fewer items than asked.
+    """
+    inputs = {"documents": documents, "duplicates": duplicates, "splits": splits, "config": config}
+    parts = [Part(f"candidates-{name[5:-8]}", {**inputs, "name": name}) for name in documents.names()]
+    map_parts(out, _candidates, parts)
+    found = [out.reader.table(name) for name in out.reader.names("candidates-")]
+    local = continuation_items(merge_candidates(found, config), config)
+    if len(local) < config.items:
+        out.warn(f"{len(local):,} local items instead of {config.items:,} (evaluate.items.items): too few long documents on the test side")
+    named = [named_items(task, _lines(task, out.attempt.storage)) for task in config.tasks]
+    out.table("items.parquet", pa.concat_tables([local, *named]))
+    out.figures["items"] = {CONTINUATION: len(local), **{task.name: len(table) for task, table in zip(config.tasks, named, strict=True)}}
+    out.figures["documents"] = len(set(local["document"].to_pylist()))
+    out.figures["domains"] = _counts(local["domain"].to_pylist())
+    return Ledger()
+
+
+def _candidates(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
+    name, config = spec["name"], spec["config"]
+    table = candidates(
+        spec["documents"].table(name, ["id", "text", "domain"]),
+        spec["duplicates"].table(name, ["kept"]),
+        spec["splits"].table(name, ["split", "group"]),
+        config,
+    )
+    write.table(f"candidates-{name[5:]}", table, content=False)
+    return {"documents": len(table)}
+
+
+def _counts(names: list[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def _place(task: NamedTask, storage: Storage) -> tuple[Storage, str]:
+    """The storage and the path in it of a named task's file; S3 is reached as the root is."""
+    scheme = urlparse(task.uri).scheme
+    if scheme in ("", "file"):
+        path = Path(unquote(urlparse(task.uri).path) if scheme else task.uri).absolute()
+        return LocalStorage(str(path.parent)), path.name
+    folder, _, name = task.uri.rpartition("/")
+    return open_root(folder, getattr(storage, "endpoint_url", None)), name
+
+
+def _digest(task: NamedTask, storage: Storage) -> str:
+    root, name = _place(task, storage)
+    local = root.local(name)
+    try:
+        return digest_of_file(local) if local is not None else digest_of_bytes(root.read(name))
+    except OSError as error:
+        raise InputError(f"{task.uri} of the task {task.name}: {error.strerror or error}; correct evaluate.items.tasks") from error
+
+
+def _lines(task: NamedTask, storage: Storage) -> Iterator[bytes]:
+    root, name = _place(task, storage)
+    with root.open(name) as raw:
+        yield from _decompressed(task.uri, raw)
+
+
+def _decompressed(uri: str, raw: BinaryIO) -> Any:
+    if uri.endswith(".gz"):
+        return gzip.GzipFile(fileobj=raw)
+    if uri.endswith(".zst"):
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
+    return raw

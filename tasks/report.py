@@ -1,0 +1,180 @@
+"""The report: what the run measured as figures.json, and the page that shows it. A stage like any other, so a second run is cached."""
+
+import os
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from contract.config import Frozen
+from contract.ledger import Ledger
+from evaluation.report import report as html
+from store.artifact import Artifact
+from tasks.stage import Output, stage
+
+SIGNALS = ("rules", "language", "perplexity", "toxicity", "pii", "contamination")
+TRAINED = ("base", "sft", "reward", "ppo", "dpo")
+BINS = 30
+HISTOGRAM_ROWS = 200_000
+"""Documents whose signals are drawn: parts from the first on until there are as many; the histograms are then of a part of them."""
+POINTS = 300
+"""Of a curve; longer ones are drawn as means of stretches."""
+LIMITS = (
+    "Figures are of one run with one seed: a difference between two runs that is smaller than what the seed moves means nothing.",
+    "Held out means that no document of the same group was trained on; near copies over groups that deduplication did not find may remain.",
+    "The gold reward is a function of fluency, repetition, ending and naming. It does not judge whether an answer is true or useful.",
+    "Personal data and unwanted words are found by patterns and a lexicon, which miss some; samples are shown as they came.",
+    "Models of this size write plausible nonsense. Nothing here was examined for safety or bias.",
+)
+
+
+class Nothing(Frozen):
+    """The report has no settings: it shows what is there."""
+
+
+@stage(version=1, config=lambda c: Nothing())
+def report(
+    documents: Artifact,
+    config: Nothing,
+    out: Output,
+    duplicates: Artifact | None = None,
+    splits: Artifact | None = None,
+    items: Artifact | None = None,
+    rules: Artifact | None = None,
+    language: Artifact | None = None,
+    perplexity: Artifact | None = None,
+    toxicity: Artifact | None = None,
+    pii: Artifact | None = None,
+    contamination: Artifact | None = None,
+    selection: Artifact | None = None,
+    tokenizer: Artifact | None = None,
+    tokens: Artifact | None = None,
+    blocks: Artifact | None = None,
+    base: Artifact | None = None,
+    pairs: Artifact | None = None,
+    sft: Artifact | None = None,
+    reward: Artifact | None = None,
+    ppo: Artifact | None = None,
+    dpo: Artifact | None = None,
+    evaluation: Artifact | None = None,
+    export: Artifact | None = None,
+) -> Ledger:
+    """figures.json: content, deterministic. report.html: an attachment, as it shows times."""
+    given = {role: value for role, value in locals().items() if role not in ("config", "out")}
+    present: dict[str, Artifact] = {role: artifact for role, artifact in given.items() if artifact is not None}
+    figures = collect(present, [role for role, artifact in given.items() if artifact is None])
+    out.json("figures.json", figures)
+    out.attach("report.html", html(figures, costs(present)).encode())
+    out.figures |= {"stages": len(present), "missing": figures["missing"]}
+    if evaluation is not None:
+        out.figures |= evaluation.figures
+    return Ledger()
+
+
+def collect(present: dict[str, Artifact], missing: Sequence[str]) -> dict[str, Any]:
+    """Everything that the page shows but times, from the artifacts' manifests and tables."""
+    roles = {artifact.fingerprint: role for role, artifact in present.items()}
+    stages = []
+    for role, artifact in _ordered(present):
+        account = artifact.ledger.to_json()
+        reads = sorted(roles[value["fingerprint"]] for value in artifact.manifest["inputs"].values() if value["fingerprint"] in roles)
+        stages.append({"role": role, "stage": artifact.stage, "fingerprint": artifact.fingerprint[:12], "reads": reads, **account})
+    figures: dict[str, Any] = {"stages": stages, "missing": list(missing), "limits": list(LIMITS)}
+    if "blocks" in present:
+        figures["mixture"] = {key: present["blocks"].figures[key] for key in ("asked", "got", "domains")}
+    figures["signals"] = [row for family in SIGNALS if family in present for row in histograms(family, present[family])]
+    figures["curves"] = {role: found for role in TRAINED if role in present and (found := curves(present[role]))}
+    if "evaluation" in present:
+        figures["evaluation"] = present["evaluation"].json("evaluation.json")
+    return figures
+
+
+def _ordered(present: dict[str, Artifact]) -> list[tuple[str, Artifact]]:
+    """Every stage after those that it reads, otherwise in the order of the flow."""
+    known = {artifact.fingerprint for artifact in present.values()}
+    left, done, ordered = list(present.items()), set[str](), []
+    while left:
+        for i, (role, artifact) in enumerate(left):
+            if all(value["fingerprint"] in done or value["fingerprint"] not in known for value in artifact.manifest["inputs"].values()):
+                ordered.append((role, artifact))
+                done.add(artifact.fingerprint)
+                del left[i]
+                break
+    return ordered
+
+
+def histograms(family: str, artifact: Artifact) -> list[dict[str, Any]]:
+    """Of each numeric signal, between its 0.5 and 99.5 percentiles; `beyond` counts what lies outside."""
+    tables, rows = [], 0
+    for name in artifact.names():
+        if rows >= HISTOGRAM_ROWS:
+            break
+        tables.append(artifact.table(name))
+        rows += len(tables[-1])
+    table = pa.concat_tables(tables)
+    found = []
+    for field in table.schema:
+        if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
+            continue
+        values = pc.drop_null(table[field.name]).to_numpy().astype(np.float64)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            continue
+        low, high = np.percentile(values, [0.5, 99.5])
+        if low == high:
+            low, high = values.min(), values.max()
+        if low == high:
+            continue  # one value alone: there is nothing to draw
+        counts, edges = np.histogram(values, BINS, (low, high))
+        found.append(
+            {
+                "family": family,
+                "signal": field.name,
+                "edges": [float(f"{edge:.6g}") for edge in edges],
+                "counts": counts.tolist(),
+                "beyond": len(values) - int(counts.sum()),
+            }
+        )
+    return found
+
+
+def curves(artifact: Artifact) -> dict[str, dict[str, list[float | None]]]:
+    """{"training": columns, "validation": columns} of a trained model: losses.jsonl and the looks at validation rows."""
+    found = {}
+    if "losses.jsonl" in artifact.files:
+        rows = [orjson.loads(line) for line in artifact.read("losses.jsonl").splitlines()]
+        found["training"] = _columns(rows, {"step": "step", "loss": "loss", "lr": "lr", "reward": "reward", "kl": "kl_per_token"})
+    looks = artifact.figures.get("validation") or []
+    found["validation"] = _columns(looks, {"step": "step", "loss": "loss", "gold": "gold", "kl": "kl_per_token"})
+    return {kind: columns for kind, columns in found.items() if columns}
+
+
+def _columns(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> dict[str, list[float | None]]:
+    """The columns that all rows have, at most POINTS long: means of equal stretches, None where a stretch has no value."""
+    if not rows:
+        return {}
+    cuts = np.linspace(0, len(rows), min(POINTS, len(rows)) + 1).astype(int)
+    found: dict[str, list[float | None]] = {}
+    for name, key in names.items():
+        if all(key in row for row in rows):
+            groups = [[row[key] for row in rows[start:end] if row[key] is not None] for start, end in pairwise(cuts)]
+            found[name] = [float(f"{np.mean(group):.6g}") if group else None for group in groups]
+    return found if len(found) > 1 else {}
+
+
+def costs(present: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
+    """What each stage took when it last ran."""
+    return {
+        role: {
+            "seconds": artifact.seconds,
+            "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(artifact.manifest["created"])),
+            "execution": artifact.manifest["execution"],
+            "cores": os.cpu_count(),
+        }
+        for role, artifact in present.items()
+    }

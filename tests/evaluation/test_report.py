@@ -1,0 +1,275 @@
+import copy
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import networkx as nx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.charts import Series, arcs, bars, escape, histogram, line_chart, number, ticks, whiskers
+from evaluation.report import report
+
+NASTY = '<script>alert(1)</script><img src=x onerror="x()">\'"&\x00\u202e</pre>'
+
+
+def interval(mean: float, half: float = 0.02) -> dict[str, Any]:
+    return {"mean": mean, "se": half / 2, "low": mean - half, "high": mean + half, "n": 200, "clusters": 150}
+
+
+def bits(value: float) -> dict[str, Any]:
+    cell = {"bits_per_byte": value, "loss": 3.1, "nats": 100.0, "tokens": 900, "bytes": 3000, "documents": 12}
+    return {"code": cell, "web": cell, "all": cell}
+
+
+def score(mean: float) -> dict[str, Any]:
+    row = {
+        "items": 600,
+        "documents": 300,
+        "chance": 0.25,
+        "acc": interval(mean),
+        "acc_norm": interval(mean),
+        "standard_errors_above_chance": 9.1,
+    }
+    return {"continuation": {**row, "domains": {}}}
+
+
+def stage(role: str, name: str, reads: list[str], count: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"role": role, "stage": name, "fingerprint": f"{abs(sum(map(ord, role))) * 7919:012x}"[:12], "reads": reads, "documents": count}
+
+
+def figures() -> dict[str, Any]:
+    """Every section's figures, of the form that tasks/report.py collects."""
+    count = {"in": 1200, "added": 0, "out": 1000, "dropped": {"exact copy": 150, NASTY: 50}, "quarantined": 0}
+    kind = {
+        "pairs": 90,
+        "accuracy": interval(0.9),
+        "shorter_is_right": interval(0.6),
+        "tokens_chosen": 20.5,
+        "tokens_rejected": 31.0,
+        "margin": 0.4,
+    }
+    aligned = {
+        "prompts": 256,
+        "gold": interval(0.63),
+        "tokens": interval(19, 1),
+        "ended": interval(0.9),
+        "kl_per_token": 0.0,
+        "kl_per_response": 0.0,
+    }
+    gain = {"gold": interval(0.04), "tokens": interval(-3, 1), "gold_where_not_shorter": None}
+    domain = {"available": 5_000_000, "weight": 0.5, "asked": 2_000_000, "got": 1_500_000, "epochs": 0.3}
+    return {
+        "stages": [
+            stage("documents", "ingest", [], {"in": 1200, "added": 0, "out": 1200, "dropped": {}, "quarantined": 0}),
+            stage("duplicates", "deduplicate", ["documents"], count),
+            stage("rules", "score_rules", ["documents", "duplicates"]),
+            stage("items", "eval_tasks", ["documents", "duplicates"]),
+            stage("blocks", "mix", ["documents", "rules", "duplicates"]),
+            stage("tokens", "tokenize", ["rules"]),
+            stage("base", "pretrain", ["blocks"]),
+            stage("pairs", "align_data", ["documents"]),
+            stage("reward", "reward", ["base", "pairs"]),
+            stage("ppo", "ppo", ["base", "reward", "pairs"]),
+            stage("evaluation", "evaluate", ["base", "tokens", "items"]),
+        ],
+        "mixture": {"asked": 4_000_000, "got": 3_000_000, "domains": {"web": domain, "code": domain, NASTY: domain}},
+        "signals": [{"family": "rules", "signal": "words", "edges": [0, 10, 20, 30], "counts": [5, 7, 0], "beyond": 3}],
+        "curves": {
+            "base": {
+                "training": {"step": [0, 1, 2], "loss": [8.0, None, 5.0], "lr": [0, 0.1, 0.05]},
+                "validation": {"step": [0], "loss": [8.1]},
+            },
+            "ppo": {
+                "training": {"step": [0, 1, 2], "loss": [1, 2, 1.5], "lr": [1e-4] * 3, "kl": [0, 0.1, 0.2], "reward": [0.1, 0.2, 0.4]},
+                "validation": {"step": [0, 2], "gold": [0.6, 0.64], "kl": [0.0, 0.2]},
+            },
+        },
+        "evaluation": {
+            "bits_per_byte": {
+                "models": {"base": bits(2.0), "sft": bits(2.1)},
+                "baselines": {"bigram": bits(2.4), "gzip": bits(2.5)},
+                "method": "how",
+            },
+            "tasks": {"base": score(0.45), "sft": score(0.46)},
+            "alignment": {
+                "method": "so",
+                "models": {"sft": aligned, "ppo": {**aligned, "kl_per_token": 0.17, "gold": interval(0.67)}},
+                "gains": {"ppo": gain},
+                "samples": [{"prompt": NASTY, "responses": {"sft": {"text": NASTY, "gold": 0.5}, "ppo": {"text": "fine", "gold": 0.6}}}],
+            },
+            "reward_model": {NASTY: kind, "all": kind},
+        },
+        "limits": ["small", NASTY],
+        "missing": ["dpo"],
+    }
+
+
+def costs(seconds: float = 90.0) -> dict[str, Any]:
+    return {row["role"]: {"seconds": seconds, "created": "2026-11-21 10:00", "cores": 2, "execution": {}} for row in figures()["stages"]}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; raises on tags that do not match."""
+
+    VOID = ("meta", "rect", "circle", "line", "path", "polyline")
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_texts_of_documents_never_become_markup() -> None:
+    page = Page(report(figures(), costs()))
+    assert "script" not in page.tags and "img" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    shown = "".join(page.text)
+    spelled = NASTY.replace("\x00", "\\u0000").replace("\u202e", "\\u202e")
+    assert shown.count(spelled) >= 6 and "\u202e" not in shown  # prompt, response, drop reason, domain, kind of negative, limit
+
+
+def test_it_asks_nothing_of_the_network() -> None:
+    text = report(figures(), costs())
+    page = Page(text)
+    assert all(
+        value and value.startswith("#") for name, value in page.attributes if name in ("href", "src", "xlink:href", "srcset", "action")
+    )
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert {"link", "iframe", "object", "embed", "base"}.isdisjoint(page.tags)
+
+
+def test_every_chart_names_its_artifact() -> None:
+    text = report(figures(), costs())
+    captions = re.findall(r"<svg.*?</svg>(<figcaption>from ([^<]+)</figcaption>)?", text, re.S)
+    named = [source for _, source in captions if source]
+    assert len(named) >= 10 and len(captions) - len(named) == 1  # the column of stages stands beside its own table
+    assert all(re.fullmatch(r"\w+ [0-9a-f]{12}(, \w+ [0-9a-f]{12})*", source) for source in named)
+
+
+def test_the_page_shows_all_sections_and_says_what_is_missing() -> None:
+    shown = "".join(Page(report(figures(), costs())).text)
+    for heading in (
+        "The run",
+        "Corpus and mixture",
+        "What was dropped",
+        "Signals",
+        "Training",
+        "Bits per byte",
+        "Multiple choice",
+        "Alignment",
+        "Samples",
+    ):
+        assert heading in shown
+    assert "reward model's score against KL" in shown and "gold reward, validation prompts against KL" in shown
+    assert "-16.7 %" in shown and "45.0 % [43.0, 47.0]" in shown and "no such artifact: dpo" in shown
+
+
+@pytest.mark.parametrize("missing", ["mixture", "signals", "curves", "evaluation", "limits"])
+def test_any_part_may_be_missing(missing: str) -> None:
+    rest = figures()
+    del rest[missing]
+    Page(report(rest, costs()))
+
+
+@pytest.mark.parametrize("missing", ["bits_per_byte", "tasks", "alignment", "reward_model"])
+def test_any_part_of_the_evaluation_may_be_missing(missing: str) -> None:
+    rest = copy.deepcopy(figures())
+    del rest["evaluation"][missing]
+    Page(report(rest, {}))
+
+
+def test_nothing_but_the_costs_moves_the_page() -> None:
+    assert report(figures(), costs()) == report(figures(), costs())
+    assert report(figures(), costs(80)) != report(figures(), costs(90))
+
+
+def test_inputs_that_others_imply_are_not_drawn() -> None:
+    column = next(svg for svg in re.findall(r"<svg.*?</svg>", report(figures(), costs()), re.S) if "stages and what they read" in svg)
+    graph = nx.DiGraph((role, row["role"]) for row in figures()["stages"] for role in row["reads"])
+    reduced = nx.transitive_reduction(graph)
+    assert column.count('class="edge"') == reduced.number_of_edges() < graph.number_of_edges()
+
+
+def numbers_of(svg: str) -> tuple[list[float], list[float], float]:
+    height = float(re.search(r'viewBox="0 0 360 (\d+)"', svg)[1])  # type: ignore[index]
+    xs = [float(v) for v in re.findall(r' (?:x|x1|x2|cx)="([^"]+)"', svg)]
+    ys = [float(v) for v in re.findall(r' (?:y|y1|y2|cy)="([^"]+)"', svg)]
+    for pair in re.findall(r'points="([^"]+)"', svg):
+        for x, y in (point.split(",") for point in pair.split()):
+            xs.append(float(x))
+            ys.append(float(y))
+    return xs, ys, height
+
+
+FINITE = st.floats(-1e9, 1e9, allow_subnormal=False).map(lambda v: round(v, 6))
+
+
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_drawn_lies_within_its_box(points: list[tuple[float, float]]) -> None:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    charts = [
+        line_chart([Series("a", xs, ys), Series("b", xs, ys)], "x", "y"),
+        line_chart([Series("a", xs, ys, ["p"] * len(xs))], "x", "y", zero=True),
+        whiskers([("a", x, min(x, y), max(x, y)) for x, y in points], 0.0, "x"),
+        bars([("a", [abs(x), abs(y)], "t") for x, y in points], ("one", "two")),
+        histogram([0.0, 1.0, 2.0], [int(abs(xs[0])), 2], "x"),
+    ]
+    for svg in charts:
+        across, down, height = numbers_of(svg)
+        assert all(-1 <= x <= 361 for x in across) and all(-1 <= y <= height + 1 for y in down)
+
+
+@given(FINITE, FINITE)
+def test_ticks_are_few_even_and_cover(a: float, b: float) -> None:
+    low, high = min(a, b), max(a, b)
+    marks = ticks(low, high)
+    step = (marks[-1] - marks[0]) / (len(marks) - 1)
+    slack = 1e-6 * step + 4 * math.ulp(max(abs(low), abs(high)))  # what a float can tell apart at this size
+    assert 2 <= len(marks) <= 8
+    assert all(abs(right - left - step) <= slack for left, right in itertools.pairwise(marks))
+    assert marks[0] <= low + slack and high <= marks[-1] + slack
+
+
+def test_an_unfinished_series_is_drawn_without_its_gaps() -> None:
+    svg = line_chart([Series("a", [0, 1, 2], [1.0, float("nan"), 3.0])], "x", "y")
+    assert "nan" not in svg and len(re.findall(r"points=\"([^\"]+)\"", svg)[0].split()) == 2
+    assert line_chart([Series("a", [], [])], "x", "y") == ""
+    assert arcs([("a", "1 s", 1.0)], []) != ""
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(1234567, "1,234,567"), (12.345, "12.3"), (0.01234, "0.012"), (0.0000123, "1.23e-05"), (None, "–"), (2.0, "2"), (-0.5, "-0.500")],
+)
+def test_numbers_are_short(value: float | None, said: str) -> None:
+    assert number(value) == said
+
+
+def test_unseen_characters_are_spelled_out() -> None:
+    assert escape("a\u200b\x07b\n\tc") == "a\\u200b\\u0007b\n\tc"

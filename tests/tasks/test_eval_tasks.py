@@ -1,0 +1,125 @@
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from contract.config import Frozen, RunOptions
+from contract.errors import InputError
+from contract.ledger import Count, Ledger
+from contract.schemas import document_id
+from evaluation.config import ItemsConfig, NamedTask
+from store.artifact import Artifact
+from store.storage import open_root
+from tasks.eval_tasks import eval_tasks
+from tasks.stage import Engine, Output, Stage, stage
+
+
+class Notes:
+    """What the engine said, kept."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def started(self, stage: str, fingerprint: str, why: str) -> None: ...
+
+    def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None: ...
+
+    def warn(self, stage: str, text: str) -> None:
+        self.warnings.append(text)
+
+    def finished(self, artifact: Artifact, state: str, why: str, seconds: float) -> None: ...
+
+
+class Nothing(Frozen):
+    pass
+
+
+def corpus(parts: int = 3, rows: int = 20) -> list[pa.Table]:
+    rng = np.random.default_rng(0)
+    vocabulary = ["".join(chr(97 + c) for c in rng.integers(0, 26, n)) for n in rng.integers(1, 9, 400)]
+    tables = []
+    for part in range(parts):
+        texts = [" ".join(vocabulary[i] for i in rng.integers(0, 400, 120)) for _ in range(rows)]
+        ids = [document_id("web", f"{part}/{i}") for i in range(rows)]
+        tables.append(pa.table({"id": ids, "text": pa.array(texts, pa.large_string()), "domain": ["web"] * rows}))
+    return tables
+
+
+def inputs() -> dict[str, Stage]:
+    """Real stages that publish the three inputs, every second document on the test side."""
+
+    @stage(version=1, config=lambda c: Nothing())
+    def documents(config: Nothing, out: Output) -> Ledger:
+        for i, table in enumerate(corpus()):
+            out.table(f"part-{i:05d}.parquet", table)
+        return Ledger(Count(60, 60))
+
+    @stage(version=1, config=lambda c: Nothing())
+    def duplicates(config: Nothing, out: Output) -> Ledger:
+        for i, table in enumerate(corpus()):
+            out.table(f"part-{i:05d}.parquet", pa.table({"id": table["id"], "kept": [True] * len(table)}))
+        return Ledger(Count(60, 60))
+
+    @stage(version=1, config=lambda c: Nothing())
+    def splits(config: Nothing, out: Output) -> Ledger:
+        for i, table in enumerate(corpus()):
+            sides = ["test" if k % 2 else "train" for k in range(len(table))]
+            out.table(
+                f"part-{i:05d}.parquet", pa.table({"id": table["id"], "split": sides, "group": [f"{i}/{k}" for k in range(len(table))]})
+            )
+        return Ledger(Count(60, 60))
+
+    return {"documents": documents, "duplicates": duplicates, "splits": splits}
+
+
+def run(root: Path, config: ItemsConfig, notes: Notes) -> Artifact:
+    storage = open_root(str(root))
+    storage.probe()
+    engine = Engine(storage, SimpleNamespace(evaluate=SimpleNamespace(items=config)), RunOptions(workers=1), notes, "test")
+    given = {role: engine.run(engine.plan(made, {})) for role, made in inputs().items()}
+    return engine.run(engine.plan(eval_tasks, given))
+
+
+CONFIG = ItemsConfig(items=30, context_characters=60, continuation_characters=30)
+LINE = json.dumps({"query": "Two and two make", "choices": ["four", "five"], "gold": 0})
+
+
+def test_items_come_from_the_test_side_and_named_tasks_stand_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl.gz").write_bytes(gzip.compress(f"{LINE}\n{LINE}\n".encode()))
+    notes = Notes()
+    config = CONFIG.model_copy(update={"tasks": (NamedTask(name="sums", uri=str(tmp_path / "sums.jsonl.gz")),)})
+    artifact = run(tmp_path / "root", config, notes)
+    table = artifact.table("items.parquet")
+    test_ids = {row for part in corpus() for i, row in enumerate(part["id"].to_pylist()) if i % 2}
+    local = [row for row in table.to_pylist() if row["task"] == "continuation"]
+    assert {row["document"] for row in local} <= test_ids and len(local) == 30
+    assert [row["context"] for row in table.to_pylist() if row["task"] == "sums"] == ["Two and two make"] * 2
+    assert artifact.figures == {"items": {"continuation": 30, "sums": 2}, "documents": 30, "domains": {"web": 30}}
+    assert artifact.names("") == ["items.parquet"] and not notes.warnings
+
+
+def test_a_changed_task_file_is_another_artifact_and_an_equal_one_elsewhere_the_same_digest(tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    config = CONFIG.model_copy(update={"tasks": (NamedTask(name="sums", uri=path.as_uri()),)})
+    path.write_text(LINE)
+    first = run(tmp_path / "root", config, Notes())
+    assert run(tmp_path / "elsewhere", config, Notes()).digest == first.digest
+    path.write_text(LINE.replace("five", "nine"))
+    assert run(tmp_path / "root", config, Notes()).fingerprint != first.fingerprint
+
+
+def test_too_few_documents_are_said(tmp_path: Path) -> None:
+    notes = Notes()
+    artifact = run(tmp_path, CONFIG.model_copy(update={"items": 500}), notes)
+    assert artifact.figures["items"]["continuation"] < 500
+    assert any("local items instead of 500" in text for text in notes.warnings)
+
+
+def test_a_missing_task_file_is_named_before_anything_runs(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"tasks": (NamedTask(name="sums", uri=str(tmp_path / "absent.jsonl")),)})
+    with pytest.raises(InputError, match=r"absent.jsonl of the task sums: No such file"):
+        run(tmp_path / "root", config, Notes())
