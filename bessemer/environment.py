@@ -8,7 +8,6 @@ def prepare_environment() -> None:
     """Set what is not set yet; called first thing by whatever starts a process."""
     for name, value in {
         "NUMBA_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "numba"),
-        "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -17,5 +16,6 @@ def prepare_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TRANSFORMERS_VERBOSITY": "error",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        **({} if Path("/dev/nvidiactl").exists() else {"DS_ACCELERATOR": "cpu"}),  # unset, it looks for a GPU's compiler and warns
     }.items():
         os.environ.setdefault(name, value)

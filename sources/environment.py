@@ -14,7 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PathDistribution, distributions
+from importlib.metadata import DistributionFinder, MetadataPathFinder, PathDistribution
 from pathlib import Path
 
 from sources.files import SourceFile
@@ -74,9 +74,10 @@ def environment_files(domain: str, place: Environment, installed: list[Installed
 def installed_files(place: Environment) -> Iterator[Installed]:
     """The files of all installed distributions and of the standard library."""
     seen: set[str] = {OWN}
-    for distribution in distributions(path=list(place.site)):
+    # Python's own finder, by name: the importlib_metadata package takes `distributions` over in any process that has imported it.
+    for distribution in MetadataPathFinder.find_distributions(DistributionFinder.Context(path=list(place.site))):
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
-        if name and name not in seen and isinstance(distribution, PathDistribution):
+        if name and name not in seen:
             seen.add(name)
             yield from _recorded(name, distribution)
     if place.stdlib:

@@ -179,8 +179,8 @@ def find(storage: Storage, stage: str, fingerprint: str) -> Artifact | None:
     return None
 
 
-def publish(storage: Storage, manifest: dict[str, Any], files: Sequence[FileRecord], after: int) -> tuple[Artifact, bool]:
-    """Write manifest number `after` + 1 if it is absent. Returns the artifact that counts, and whether it is ours."""
+def publish(storage: Storage, manifest: dict[str, Any], files: Sequence[FileRecord], after: int) -> Artifact:
+    """Write manifest number `after` + 1 if it is absent. Returns the artifact that counts: ours, or that of a faster run."""
     number = after + 1
     whole = manifest | {
         "schema": SCHEMA,
@@ -191,8 +191,8 @@ def publish(storage: Storage, manifest: dict[str, Any], files: Sequence[FileReco
     }
     path = f"{folder_of(manifest['stage'], manifest['fingerprint'])}manifest-{number:06d}.json"
     if storage.create(path, json.dumps(whole, indent=1, ensure_ascii=False).encode()):
-        return Artifact(storage, whole), True
+        return Artifact(storage, whole)
     other = find(storage, manifest["stage"], manifest["fingerprint"])
     if other is None:
         raise StorageError(f"{storage.uri}/{path} exists and cannot be read as a manifest. Move it away and run again.")
-    return other, False
+    return other

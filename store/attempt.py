@@ -70,7 +70,7 @@ class Attempt:
         return found
 
     def tidy(self, named: set[str]) -> None:
-        """Delete this attempt's own files that no manifest names; other attempts' are left to `bessemer gc`."""
+        """Delete this attempt's own files but those named; other attempts' are not ours to delete."""
         for entry in self.storage.list(self.folder):
             if entry.path not in named:
                 self.storage.delete(entry.path)

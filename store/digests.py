@@ -1,6 +1,6 @@
 """SHA-256 of files, remembered: a file whose size, times and inode did not move is not read again.
 
-The memo lies in the user's cache folder (BESSEMER_CACHE overrides it) and only saves time: `bessemer verify` does not ask it.
+The memo lies in the user's cache folder (BESSEMER_CACHE overrides it) and only saves time.
 """
 
 import contextlib

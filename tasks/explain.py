@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def difference(last: dict[str, Any] | None, identity: dict[str, Any]) -> str:
+def difference(last: dict[str, Any] | None, identity: dict[str, Any], prefix: str = "") -> str:
     """A short sentence by field, such as `dedup.threshold 0.8 -> 0.85`; "first run" when there is nothing to compare."""
     if last is None:
         return "first run"
@@ -14,7 +14,7 @@ def difference(last: dict[str, Any] | None, identity: dict[str, Any]) -> str:
         causes.append(f"version {last['version']} -> {identity['version']}")
     before, after = _flat(last["config"]), _flat(identity["config"])
     causes += [
-        f"{key} {_short(before.get(key))} -> {_short(after.get(key))}"
+        f"{prefix}{key} {_short(before.get(key))} -> {_short(after.get(key))}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]
@@ -23,7 +23,7 @@ def difference(last: dict[str, Any] | None, identity: dict[str, Any]) -> str:
     outside = [
         name for name in {**last["external"], **identity["external"]} if last["external"].get(name) != identity["external"].get(name)
     ]
-    causes += [f"other {', '.join(changed)}"] if changed else []
+    causes += [f"other {_listed(changed)}"] if changed else []
     causes += [f"without {', '.join(gone)}"] if gone else []
     causes += [f"changed bytes of {_listed(sorted(outside))}"] if outside else []
     return "; ".join(causes[:4]) + (f"; and {len(causes) - 4} more" if len(causes) > 4 else "")
@@ -41,4 +41,4 @@ def _short(value: object) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

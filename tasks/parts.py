@@ -110,7 +110,7 @@ def start_ray(run: RunOptions) -> None:
 
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of its token at every start
     own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
     ray.init(
         address=run.ray_address or "local",
@@ -120,11 +120,12 @@ def start_ray(run: RunOptions) -> None:
         log_to_driver=True,
         **own,
     )
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    _ = ray.data.from_items([0])  # Ray Data sets its loggers up with the first data set, over what was set before
+    for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def stop_ray() -> None:

@@ -190,14 +190,14 @@ class Engine:
         }
         fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
         found = find(self.storage, stage.name, fingerprint)
-        why = self._why(stage, identity, given, found)
+        why = self._why(stage, identity, given, found, _dotted(self.config, config))
         reuse = found if why == "" else None
         return Planned(stage, config, given, identity, fingerprint, reuse, found if reuse is None else None, why)
 
-    def _why(self, stage: Stage, identity: dict, inputs: Mapping[str, Artifact | Promise], found: Artifact | None) -> str:
+    def _why(self, stage: Stage, identity: dict, inputs: Mapping[str, Artifact | Promise], found: Artifact | None, prefix: str) -> str:
         """The reason to run; empty when the artifact found can be reused."""
         if found is None:
-            return difference(self._last(stage.name), identity)
+            return difference(self._last(stage.name), identity, prefix)
         if self.force(stage.name):
             return "forced"
         if name := found.damaged():
@@ -258,10 +258,10 @@ class Engine:
                 "adopted_parts": out.adopted,
             } | provenance()
             after = planned.damaged.manifest["number"] if planned.damaged else 0
-            artifact, ours = publish(self.storage, manifest, list(out.files.values()), after)
+            artifact = publish(self.storage, manifest, list(out.files.values()), after)
         finally:
             shutil.rmtree(out.scratch, ignore_errors=True)
-        attempt.tidy({record.path for record in artifact.files.values()} if ours else set())
+        attempt.tidy({record.path for record in artifact.files.values()})  # another run's manifest may name our parts: it adopted them
         if planned.damaged is not None and artifact.digest != planned.damaged.digest:
             self.journal.warn(stage.name, "rebuilt with other content than before; the stages that read it run again")
         return artifact, out.adopted > 0
@@ -294,6 +294,17 @@ class Engine:
         """Note what this preset used last; it is compared with at the next miss, and listed by `bessemer status`."""
         if self._last(planned.stage.name) != planned.identity:
             self.storage.write(self._pointer(planned.stage.name), orjson.dumps(planned.identity))
+
+
+def _dotted(config: object, slice_: object, prefix: str = "") -> str:
+    """Where a slice stands in the whole configuration, as in `dedup.`; empty for one that a stage composes of several places."""
+    for name in getattr(type(config), "model_fields", {}):
+        inner = getattr(config, name)
+        if inner is slice_:
+            return f"{prefix}{name}."
+        if found := _dotted(inner, slice_, f"{prefix}{name}."):
+            return found
+    return ""
 
 
 def _check(stage: Stage, ledger: Ledger, inputs: dict[str, Artifact], out: Output) -> None:

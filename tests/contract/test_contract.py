@@ -42,7 +42,9 @@ def test_document_ids_meet_only_for_the_same_source_and_locator(a, b, c, d):
     assert (document_id(a, b) == document_id(c, d)) == ((a, b) == (c, d))
 
 
-COUNTS = st.builds(Count, st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.dictionaries(st.sampled_from("abc"), st.integers(0, 9)))
+COUNTS = st.builds(
+    Count, st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.dictionaries(st.sampled_from("abc"), st.integers(0, 9))
+)
 
 
 @given(st.lists(COUNTS))

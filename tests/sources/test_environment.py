@@ -9,7 +9,7 @@ import pytest
 from contract.schemas import document_id
 from sources.config import ENVIRONMENT_SOURCES, IngestConfig
 from sources.docstrings import docstrings, questions
-from sources.environment import Environment
+from sources.environment import Environment, installed_files
 from sources.plan import Selection, digest_of_selection, select
 from sources.reader import Opener, read
 from sources.roff import deroff
@@ -173,3 +173,10 @@ def test_manual_pages_become_text(page: str, text: str) -> None:
 def test_html_becomes_its_visible_text() -> None:
     page = "<html><head><title>t</title></head><body><h1>A</h1><p>b &lt; c<br>d<!-- e --></p><style>f</style></body></html>"
     assert html_text(page).split() == ["A", "b", "<", "c", "d"]
+
+
+def test_distributions_are_found_where_a_library_has_replaced_pythons_finder(place: Environment) -> None:
+    """Importing importlib_metadata, as Prefect does, takes `importlib.metadata.distributions` over for the rest of the process."""
+    import importlib_metadata  # noqa: F401
+
+    assert {name for name, _, _ in installed_files(place)} == {"alpha-pkg", "python"}

@@ -67,7 +67,7 @@ def test_a_write_that_fails_leaves_nothing(local: Storage, monkeypatch):
 
 @pytest.mark.parametrize("uri", ["ftp://x/y", "file://host/x", "s3://ab/x"])
 def test_a_root_that_cannot_work_is_refused(uri):
-    with pytest.raises(ConfigError, match="storage.root"):
+    with pytest.raises(ConfigError, match=r"storage\.root"):
         open_root(uri)
 
 

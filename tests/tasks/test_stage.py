@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -106,6 +107,24 @@ def test_two_runs_at_once_make_one_artifact(storage: Storage):
     assert len({tuple(nonces) for nonces in results}) == 1
     manifests = [entry.path for entry in storage.list("artifacts/") if "/manifest-" in entry.path]
     assert len(manifests) == 3
+
+
+def test_a_slower_run_keeps_the_parts_that_the_faster_one_adopted(local: Storage):
+    """B seals its parts, A adopts them and publishes first; B must not tidy away what A's manifest names."""
+    numbers = toy.pipeline(toy.engine(local))[0]
+    fast, slow = toy.engine(local, toy.Config(power=3)), toy.engine(local, toy.Config(power=3))
+    planned = slow.plan(toy.squares, {"numbers": numbers})
+    made_by_fast = []
+
+    def work(numbers, config, out):
+        ledger = toy.squares.work(numbers=numbers, config=config, out=out)
+        made_by_fast.append(fast.run(fast.plan(toy.squares, {"numbers": numbers})))
+        return ledger
+
+    slower = slow.run(replace(planned, stage=replace(toy.squares, work=work)))
+    assert slower.manifest["nonce"] == made_by_fast[0].manifest["nonce"]
+    assert made_by_fast[0].manifest["adopted_parts"] == 4
+    assert slower.damaged() is None
 
 
 def test_a_planted_lost_row_stops_the_run_and_publishes_nothing(local: Storage, monkeypatch):

@@ -1,0 +1,37 @@
+# The verbs of this project. `make pretrain` is the whole of it; PRESET=smoke is the first look.
+PRESET ?= laptop
+PYTHON ?= python3.11
+IN := .venv/bin
+SERVICES := $(IN)/python -m bessemer.services
+.DEFAULT_GOAL := help
+.PHONY: help setup pretrain test check up down status clean lock
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: ## everything that a clean clone needs, into .venv/; nothing when nothing changed
+	@PYTHON=$(PYTHON) deployments/setup.sh
+
+pretrain: setup up ## raw text to an aligned, evaluated, exported model, through the Prefect server (PRESET=laptop)
+	@$(IN)/python -m bessemer.watch pretrain/full preset=$(PRESET)
+
+test: setup ## everything that CI runs: lint, types and all tests
+	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q
+
+check: setup ## format, lint, types and the quick tests
+	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -m "not e2e"
+
+up: setup ## Prefect server and worker in the background, on loopback (BESSEMER_PORT=4200)
+	@$(SERVICES) up
+
+down: ## stop them, after active runs have said where they stopped
+	@test ! -x $(IN)/python || $(SERVICES) down
+
+status: ## what runs
+	@test -x $(IN)/python && $(SERVICES) status || echo "nothing is set up here: make setup"
+
+clean: down ## remove .venv/ and caches; what runs have made stays
+	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info && find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: setup ## resolve requirements.in into requirements.lock
+	@$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install -q uv && .cache/uv/bin/uv pip compile -q requirements.in -o requirements.lock --python-version 3.11 --no-annotate --no-header

@@ -1,0 +1,112 @@
+"""The few calls to a Prefect server that set-up and shut-down need, over plain HTTP: `import prefect` alone costs 0.9 s."""
+
+import base64
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from contract.errors import InputError, PipelineError
+
+GONE = "Its process is gone (killed, or the machine stopped). Retry continues it where it stopped."
+LIVE = ["RUNNING", "PENDING", "CANCELLING"]
+
+
+class ServerDown(PipelineError):
+    """Nothing answers there."""
+
+
+class Api:
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+        handlers = [urllib.request.ProxyHandler({})] if local else []  # a proxy of the environment is not for loopback
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def call(self, method: str, path: str, body: Any = None, timeout_s: float = 10) -> Any:
+        """The decoded answer, None for 404. SQLite's lock shows as 503, which is tried again."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "bessemer", **authorization()}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        for wait_s in (0.2, 0.5, 1.0, 2.0, None):
+            try:
+                with self._opener.open(request, timeout=timeout_s) as answer:
+                    text = answer.read()
+                    return json.loads(text) if text else {}
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    return None
+                if error.code in (401, 403):
+                    raise InputError(f"{self.url} refuses us ({error.code}); set PREFECT_API_KEY or PREFECT_API_AUTH_STRING") from error
+                if error.code not in (429, 503) or wait_s is None:
+                    raise PipelineError(f"{method} {self.url}{path}: {error.code} {error.read(500).decode(errors='replace')}") from error
+            except (urllib.error.URLError, OSError, ValueError) as error:
+                raise ServerDown(f"no Prefect server answers at {self.url} ({error}); start one by `make up`") from error
+            time.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    def is_healthy(self) -> bool:
+        try:
+            return self.call("GET", "/health", timeout_s=2) is True
+        except PipelineError:
+            return False
+
+    # ------------------------------------------------------------ pools and workers
+
+    def pools(self) -> list[dict[str, Any]]:
+        return self.call("POST", "/work_pools/filter", {}) or []
+
+    def pause(self, pool: str, paused: bool) -> None:
+        self.call("PATCH", f"/work_pools/{quote(pool)}", {"is_paused": paused})
+
+    def workers(self, pool: str) -> list[dict[str, Any]]:
+        """Those that sent a heartbeat lately; a killed one stays in the list for a while (30 s by default)."""
+        found = self.call("POST", f"/work_pools/{quote(pool)}/workers/filter", {})
+        return [worker for worker in found or [] if worker.get("status") == "ONLINE"]
+
+    def has_worker(self, pool: str, name: str, since: float) -> bool:
+        return any(
+            worker["name"] == name and datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= since
+            for worker in self.workers(pool)
+        )
+
+    # ------------------------------------------------------------ runs
+
+    def runs(self, states: list[str]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while True:
+            body = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": 200, "offset": len(found), "sort": "ID_DESC"}
+            page = self.call("POST", "/flow_runs/filter", body) or []
+            found += page
+            if len(page) < 200:
+                return found
+
+    def reconcile(self, worker: str, alive: set[str], alone: bool) -> list[str]:
+        """Ends the runs that `worker` took and whose process is gone, so that Retry can continue them; their names.
+
+        Call it when that worker does not run. A run that another worker took is left to that one (and to the heartbeat automation);
+        one that no worker has put its name to is ours only where we are `alone` on the server.
+        """
+        ended = []
+        for run in self.runs(LIVE):
+            taken_by = (run.get("labels") or {}).get("prefect.worker.name")
+            ours = taken_by == worker or (taken_by is None and alone and run.get("work_pool_name") is not None)
+            if not ours or run["id"] in alive:
+                continue
+            cancelling = run["state"]["type"] == "CANCELLING"
+            state = {"type": "CANCELLED", "message": "Its process is gone."} if cancelling else {"type": "CRASHED", "message": GONE}
+            self.call("POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": False})
+            ended.append(run["name"])
+        return ended
+
+
+def authorization() -> dict[str, str]:
+    if key := os.environ.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
+    if pair := os.environ.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+    return {}

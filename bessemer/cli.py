@@ -1,0 +1,191 @@
+"""The command line: the same flows in the foreground, and what lies in the store."""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bessemer.config import Config, load, parse_set
+from bessemer.console import ConsoleJournal, duration, row, size, totals
+from bessemer.environment import prepare_environment
+from contract.errors import ConfigError, InputError, PipelineError
+from tasks.stage import Engine, Planned, said
+
+FLOWS = ("pretrain", "curate", "train", "align", "evaluate", "export")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    prepare_environment()
+    warnings.filterwarnings("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        return int(arguments.call(arguments))
+    except PipelineError as error:
+        print(f"bessemer: {said(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("bessemer: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bessemer", description="From raw text to a trained language model.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(call=call)
+        return sub
+
+    def configured(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--preset", default="laptop", help="a file of deployments/presets (default: laptop)")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, dotted; the value is YAML")
+        return sub
+
+    run = configured(command("run", _run, "Run a flow here, with no server."))
+    run.add_argument("flow", choices=FLOWS)
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    run.add_argument("--from", dest="start", metavar="STAGE", help="make this stage and all after it again")
+    run.add_argument("--force", action="append", default=[], metavar="STAGE", help="make this stage again")
+    plan = configured(command("plan", _plan, "Say which stages would run and why, without running them."))
+    plan.add_argument("flow", choices=FLOWS, nargs="?", default="pretrain")
+    configured(command("status", _status, "List the stages of a preset with their state, size and time."))
+    show = configured(command("show", _show, "Print an artifact's manifest, ledger and figures."))
+    show.add_argument("stage")
+    show.add_argument("--json", action="store_true", help="the whole manifest as JSON")
+    for name, text in (("up", "Start the Prefect server and a worker."), ("down", "Stop them."), ("services", "Say what runs.")):
+        command(name, _service, text).set_defaults(service=name)
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    return load(arguments.preset, dict(parse_set(text) for text in arguments.set))
+
+
+def _body(flow: str) -> Callable[..., Any]:
+    from importlib import import_module
+
+    return import_module(f"flows.{flow}").body
+
+
+def _engine(config: Config, scope: str, journal: Any, force: Callable[[str], bool] = lambda stage: False) -> Engine:
+    return Engine(config.store(), config, config.run, journal, scope, force)
+
+
+def _plans(flow: str, config: Config, scope: str) -> list[Planned]:
+    from tasks.runner import PlanRunner
+
+    runner = PlanRunner(_engine(config, scope, ConsoleJournal()))
+    _body(flow)(runner, config)
+    return runner.plans
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from tasks.launch import ask_to_stop
+    from tasks.parts import stop_ray
+    from tasks.runner import PlainRunner, Stopped
+
+    config, started = _config(arguments), time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: ask_to_stop() or sys.exit(75))  # a training child checkpoints first: ComeAgain
+    config.store().probe()
+    names = _stage_names(arguments.flow, config, arguments.preset, [arguments.until, arguments.start, *arguments.force])
+    forced = {*arguments.force, *(names[names.index(arguments.start) :] if arguments.start else [])}
+    engine = _engine(config, arguments.preset, ConsoleJournal(), forced.__contains__)
+    try:
+        results = _body(arguments.flow)(PlainRunner(engine, arguments.until), config)
+    except Stopped:
+        print(f"stopped after {arguments.until}, {duration(time.monotonic() - started)}")
+        return 0
+    finally:
+        stop_ray()
+    print("\n".join(totals(results, time.monotonic() - started)))
+    return 0
+
+
+def _stage_names(flow: str, config: Config, preset: str, asked: list[str | None]) -> list[str]:
+    """The flow's stages in order, when some are asked for by name; refuses a name that is not among them."""
+    if not any(asked):
+        return []
+    names = [planned.stage.name for planned in _plans(flow, config, preset)]
+    for name in asked:
+        if name is not None and name not in names:
+            raise ConfigError(f"{flow} has no stage {name}; it has {', '.join(names)}")
+    return names
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    runs, need = 0, 0
+    for planned in _plans(arguments.flow, config, arguments.preset):
+        if planned.reuse is not None:
+            print(f"{planned.stage.name:<19} cached  {planned.fingerprint[:12]}  {size(planned.reuse.size)}")
+            continue
+        runs += 1
+        before = _last_artifact(config, arguments.preset, planned)
+        need += before.size if before else 0
+        guess = f"  about {duration(before.seconds)}, {size(before.size)} as last time" if before else ""
+        print(f"{planned.stage.name:<19} run     {planned.fingerprint[:12]}  {planned.why}{guess}")
+    free = config.store().free_bytes()
+    print(
+        f"{runs} stages to run" + (f", about {size(need)} of disk as last time" if need else "") + (f", {size(free)} free" if free else "")
+    )
+    return 0
+
+
+def _last_artifact(config: Config, preset: str, planned: Planned) -> Any:
+    """The artifact that this preset used last for the stage, as a guess at time and size."""
+    from tasks.stage import last_artifact
+
+    return last_artifact(_engine(config, preset, ConsoleJournal()), planned.stage.name)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    for planned in _plans("pretrain", _config(arguments), arguments.preset):
+        if planned.reuse is not None:
+            print(f"{row(planned.reuse, planned.reuse.seconds, 'done')}  {planned.fingerprint[:12]}  {size(planned.reuse.size)}")
+        else:
+            print(f"{planned.stage.name:<19}{'':>42}  to run  {planned.fingerprint[:12]}  {planned.why}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    plans = {planned.stage.name: planned for planned in _plans("pretrain", _config(arguments), arguments.preset)}
+    if arguments.stage not in plans:
+        raise ConfigError(f"there is no stage {arguments.stage}; there are {', '.join(plans)}")
+    artifact = plans[arguments.stage].reuse
+    if artifact is None:
+        raise InputError(f"{arguments.stage} has no artifact for this configuration: {plans[arguments.stage].why}")
+    if arguments.json:
+        print(json.dumps(artifact.manifest, indent=1, ensure_ascii=False))
+        return 0
+    manifest = artifact.manifest
+    print(f"{artifact.stage}  version {manifest['version']}  {artifact.fingerprint}\ndigest    {artifact.digest}")
+    print(f"made      {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(manifest['created']))} UTC in {duration(artifact.seconds)}")
+    print(f"place     {artifact.storage.uri}/artifacts/{artifact.stage}/{artifact.fingerprint}")
+    for role, source in manifest["inputs"].items():
+        print(f"input     {role}: {source['stage']} {source['fingerprint'][:12]}")
+    for unit, count in manifest["ledger"].items():
+        dropped = "".join(f"\n            {reason}: {n:,}" for reason, n in count["dropped"].items() if n)
+        totals = f"in {count['in']:,} + added {count['added']:,} = out {count['out']:,} + dropped {sum(count['dropped'].values()):,}"
+        print(f"{unit:<10}{totals} + quarantined {count['quarantined']:,}{dropped}")
+    for key, value in artifact.figures.items():
+        print(f"figure    {key}: {json.dumps(value, ensure_ascii=False)[:300]}")
+    for record in artifact.files.values():
+        print(f"file      {record.name}  {size(record.size)}" + (f"  {record.rows:,} rows" if record.rows is not None else ""))
+    return 0
+
+
+def _service(arguments: argparse.Namespace) -> int:
+    from bessemer import services
+
+    return services.main([arguments.service if arguments.service != "services" else "status"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The whole configuration: every room's settings composed, presets, and overrides that are refused with the nearest right name."""
+
+import difflib
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from contract.config import Frozen, RunOptions
+from contract.errors import ConfigError
+from dedup.config import DeduplicateConfig
+from evaluation.config import EvaluateConfig
+from evaluation.config_export import ExportConfig
+from filters.config import FiltersConfig, GatesConfig
+from filters.config_split import SplitConfig
+from models.config import ModelConfig
+from sources.config import AlignDataConfig, IngestConfig, Source
+from store.config import StorageConfig
+from store.storage import Storage, open_root
+from tokens.config import MixConfig, TokenizerConfig
+from training.config import AlignConfig, TrainConfig
+
+PROJECT = Path(__file__).parents[1]
+PRESETS = PROJECT / "deployments" / "presets"
+
+
+class Preset(StrEnum):
+    """The files of deployments/presets, as the flows' form lists them."""
+
+    smoke = "smoke"
+    laptop = "laptop"
+    gpu_124m = "124m"
+    gpu_350m = "350m"
+    gpu_1b = "1b"
+
+
+class Config(Frozen):
+    """Everything that a run can be told. `storage` and `run` are places and speed; the rest is identity."""
+
+    storage: StorageConfig = StorageConfig()
+    run: RunOptions = RunOptions()
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """The corpus: environment:…, files, folders, globs, s3://…"""
+    ingest: IngestConfig = IngestConfig()
+    dedup: DeduplicateConfig = DeduplicateConfig()
+    split: SplitConfig = SplitConfig()
+    filters: FiltersConfig = FiltersConfig()
+    gates: GatesConfig = GatesConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    mix: MixConfig = MixConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    align_data: AlignDataConfig = AlignDataConfig()
+    align: AlignConfig = AlignConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _sources_have_names_of_their_own(self) -> "Config":
+        names = [source.name or source.domain for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are named {name}; give each a `name`, as document ids are made from it")
+        return self
+
+    def store(self) -> Storage:
+        return open_root(self.storage.root or (PROJECT / "runs").as_uri(), self.storage.endpoint_url)
+
+
+def load(preset: str, overrides: dict[str, Any] | None = None) -> Config:
+    """A preset with dotted overrides such as {"train.max_steps": 50}. Raises ConfigError that names the key and the nearest one."""
+    file = PRESETS / f"{preset}.yaml"
+    if not file.exists():
+        known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+        raise ConfigError(f"there is no preset {preset}{_nearest(preset, known)}; presets: {', '.join(known)}")
+    values = yaml.safe_load(file.read_text()) or {}
+    for key, value in (overrides or {}).items():
+        _put(values, key, value)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_said(error)) from error
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`train.max_steps=50` as (key, value); the value is read as YAML, so lists and nested keys work."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: write key=value, as in --set train.max_steps=50")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {value!r} cannot be read as YAML ({str(error).splitlines()[0]})") from error
+
+
+def _put(values: dict[str, Any], key: str, value: object) -> None:
+    *path, last = key.split(".")
+    inner: Any = values
+    for name in path:
+        inner = inner.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {name} is not a group of settings")
+    inner[last] = value
+
+
+def known_keys(model: type[Frozen] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key, groups included."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Frozen):
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The most alike known key; one that ends like the wrong key counts as alike, so `max_steps` finds `train.max_steps`."""
+    by_end = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    found = by_end[:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; the nearest is {found[0]}" if found else ""
+
+
+def _said(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        place = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{place} is no setting{_nearest(place, known_keys())}")
+        else:
+            given = "" if fault["type"] in ("missing", "value_error") else f" (given: {str(fault['input'])[:60]})"
+            lines.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}{given}".removeprefix(": "))
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""What a person at a terminal reads: a line a stage, and a bar with rate and time left while one works."""
+
+import sys
+import time
+from typing import Any, TextIO
+
+from store.artifact import Artifact
+
+HEAD = f"{'stage':<19}{'documents in':>13}{'out':>11}{'kept':>9}{'time':>9}  state"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 0.4 s, 12.3 s, 4:12, 1:04:12."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def row(artifact: Artifact, seconds: float, state: str) -> str:
+    """One stage's line: its documents, its time, and how it came to be."""
+    count = artifact.ledger.documents
+    kept = f"{100 * count.out / count.came_in:.1f} %" if count and count.came_in else ""
+    came_in, out = (f"{count.came_in:,}", f"{count.out:,}") if count else ("", "")
+    return f"{artifact.stage:<19}{came_in:>13}{out:>11}{kept:>9}{duration(seconds):>9}  {state}"
+
+
+def totals(results: dict[str, Any], seconds: float) -> list[str]:
+    """The last lines of a run: what came out, and where it lies."""
+    artifacts = [artifact for artifact in results.values() if artifact is not None]
+    lines = [f"{len(artifacts)} stages, {size(sum(a.size for a in artifacts))}, {duration(seconds)}"]
+    if evaluation := results.get("evaluation"):
+        lines.append(_scores(evaluation.figures))
+    if export := results.get("export"):
+        lines.append(f"export  {_place(export, 'export/config.json').removesuffix('/config.json')}")
+    if report := results.get("report"):
+        lines.append(f"report  {_place(report, 'report.html')}")
+    return lines
+
+
+def _scores(figures: dict[str, Any]) -> str:
+    """The model beside its baselines, and how many of the report's claims hold."""
+    names = ("base", "bigram", "kenlm", "gzip")
+    bits = [f"{name} {figures[f'{name}_bits_per_byte']:.3f}" for name in names if f"{name}_bits_per_byte" in figures]
+    return f"scores  bits per byte: {', '.join(bits)}; {figures['claims_held']} of {figures['claims']} claims hold, as the report says"
+
+
+def _place(artifact: Artifact, name: str) -> str:
+    record = artifact.record(name)
+    local = artifact.storage.local(record.path)
+    return str(local) if local is not None else f"{artifact.storage.uri}/{record.path}"
+
+
+class ConsoleJournal:
+    """A bar on a terminal; in a log file, a line every ten seconds instead."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._bar = self._stream.isatty()
+        self._begun = self._first = self._spoken = 0.0
+        self._headed = False
+
+    def started(self, stage: str, fingerprint: str, why: str) -> None:
+        self._begun = self._spoken = time.monotonic()
+        self._first = -1.0
+
+    def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None:
+        now = time.monotonic()
+        if self._first < 0:
+            self._first, self._begun = done, now  # what an earlier attempt did counts for no rate
+        if not self._bar and (now - self._spoken < 10 or done >= total):
+            return
+        self._spoken = now
+        rate = (done - self._first) / (now - self._begun) if now > self._begun and done > self._first else 0.0
+        left = f"{duration((total - done) / rate)} left" if rate else ""
+        share = done / max(total, 1)
+        filled = "#" * round(20 * share)
+        text = f"{stage:<19}[{filled:<20}] {100 * share:3.0f} %  {done:,.0f}/{total:,.0f} {unit}  {rate:,.1f}/s  {left}  {note}"
+        self._write("\r\x1b[K" + text[:150] if self._bar else text + "\n")
+
+    def warn(self, stage: str, text: str) -> None:
+        self._write(("\r\x1b[K" if self._bar else "") + f"{stage:<19}note: {text}\n")
+
+    def finished(self, artifact: Artifact, state: str, why: str, seconds: float) -> None:
+        if not self._headed:
+            self._headed = True
+            self._write(("\r\x1b[K" if self._bar else "") + HEAD + "\n")
+        line = row(artifact, seconds, f"{state:<8}{artifact.fingerprint[:12]}  {why}".rstrip())
+        self._write(("\r\x1b[K" if self._bar else "") + line + "\n")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()

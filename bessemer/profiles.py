@@ -1,0 +1,78 @@
+"""The Prefect profile `bessemer`: made and selected by `make up`, and the former one brought back by `make down`.
+
+Works on profiles.toml itself: what it takes to know the former profile, and 0 s where `import prefect` takes 0.9.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import toml
+
+from contract.errors import InputError
+
+NAME = "bessemer"
+
+
+def profiles_file(prefect_home: Path) -> Path:
+    return Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home / "profiles.toml")
+
+
+def selected(path: Path) -> tuple[str | None, str | None]:
+    """The active profile (None: Prefect's own default) and its server."""
+    known = load(path)
+    active = known.get("active")
+    return active, known.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+
+
+def select(path: Path, api_url: str, former: dict[str, Any] | None) -> dict[str, Any]:
+    """Makes `bessemer` the active profile and returns what `restore` needs; `former` is what an earlier call returned."""
+    known = load(path)
+    profiles = known.setdefault("profiles", {})
+    if former is None:
+        former = {"active": known.get("active"), "table": profiles.get(NAME), "existed": path.exists()}
+    elif known.get("active") != NAME:
+        former = {**former, "active": known.get("active")}
+    profiles[NAME] = {**profiles.get(NAME, {}), "PREFECT_API_URL": api_url}
+    known["active"] = NAME
+    save(path, known)
+    return former
+
+
+def restore(path: Path, former: dict[str, Any]) -> str | None:
+    """Back to what was there before `select`; the profile that is active now. One chosen since by hand stays."""
+    known = load(path)
+    profiles = known.setdefault("profiles", {})
+    if former["table"] is None:
+        profiles.pop(NAME, None)
+    else:
+        profiles[NAME] = former["table"]
+    if known.get("active") == NAME:
+        known.pop("active")
+        if former["active"] is not None:
+            known["active"] = former["active"]
+    if former["existed"] or profiles:
+        save(path, known)
+    else:
+        path.unlink(missing_ok=True)
+    return known.get("active")
+
+
+def load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"Prefect's profiles in {path} cannot be read ({error}); repair or move that file") from error
+
+
+def save(path: Path, known: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = {**({"active": known["active"]} if "active" in known else {}), **{k: v for k, v in known.items() if k != "active"}}
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(toml.dumps(ordered))
+    if path.exists():
+        temporary.chmod(path.stat().st_mode & 0o777)  # a Cloud profile holds a key
+    temporary.replace(path)

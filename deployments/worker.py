@@ -1,0 +1,103 @@
+"""A Prefect process worker that lets its flows say where they stopped.
+
+Prefect's own worker answers SIGTERM by killing its flows: their handlers never run and the runs stay `Running` for ever. This process
+starts one, and on SIGTERM or SIGINT signals the flows first, waits until they are gone (they set AwaitingRetry), and then ends the worker.
+Before it starts, it ends what an earlier worker of the same name left behind. For systemd: KillMode=mixed.
+
+    python deployments/worker.py --pool cpu --name NAME        with PREFECT_API_URL set
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bessemer import processes
+from bessemer.api import Api
+from bessemer.environment import prepare_environment
+from contract.errors import InputError, PipelineError
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A Prefect process worker that lets its flows say where they stopped.")
+    parser.add_argument("--pool", required=True)
+    parser.add_argument("--name", required=True, help="unique among the workers of the server, the same after a restart")
+    parser.add_argument("--grace", type=float, default=90, help="seconds that flows have to checkpoint on SIGTERM")
+    parser.add_argument("--alone", action="store_true", help="no other worker uses this server: runs without a worker's name are ours too")
+    options = parser.parse_args()
+    prepare_environment()
+    os.environ.setdefault("BESSEMER_HOME", str(Path(__file__).resolve().parents[1]))  # the clone whose flows run: prefect.yaml, `pull`
+    try:
+        return work(options.pool, options.name, options.grace, options.alone)
+    except PipelineError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def work(pool: str, name: str, grace_s: float, alone: bool) -> int:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise InputError("PREFECT_API_URL is not set: the address of the Prefect server, such as http://127.0.0.1:4200/api")
+    api = Api(url)
+    stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: stop.append(received))
+    take_over(api, name, alone)
+    worker = start(pool, name)
+    # Not worker.wait(): a second wait from inside a signal handler would block on the same lock.
+    while not stop and worker.poll() is None:
+        time.sleep(0.2)
+    if worker.poll() is not None:
+        print(f"worker: `prefect worker start` ended by itself with {worker.returncode}", file=sys.stderr)
+    else:
+        signalled = processes.settle(name, grace_s)
+        print(f"worker: {signalled} flows stopped, ending the worker", flush=True)
+        end(worker)
+    if api.is_healthy():
+        for run in api.reconcile(name, alive=live_runs(name), alone=alone):
+            print(f"worker: {run} did not say where it stopped: Crashed, Retry continues it", flush=True)
+    return 0 if stop else 1
+
+
+def take_over(api: Api, name: str, alone: bool) -> None:
+    """Nobody adopts the flows of a worker that was killed, and a Cancel does not reach them: end them, then correct their runs."""
+    if orphans := processes.settle(name, grace_s=20):
+        print(f"worker: stopped {orphans} flows of an earlier worker", flush=True)
+    for run in api.reconcile(name, alive=set(), alone=alone):
+        print(f"worker: {run} had no process any more: Crashed, Retry continues it", flush=True)
+
+
+def start(pool: str, name: str) -> subprocess.Popen[bytes]:
+    command = processes.prefect("worker", "start", "--pool", pool, "--type", "process", "--name", name)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent)
+
+
+def die_with_parent() -> None:
+    """Killed without notice, we leave no worker behind that would take runs beside our successor's. Linux only."""
+    processes.default_signals()
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end(worker: subprocess.Popen[bytes]) -> None:
+    worker.terminate()
+    try:
+        worker.wait(20)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+
+
+def live_runs(name: str) -> set[str]:
+    return {process.environ()["PREFECT__FLOW_RUN_ID"] for process in processes.flow_processes(name)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""align: a pretrained model -> supervised fine-tuning, a reward model, PPO and DPO."""
+
+from typing import Any
+
+from prefect import flow
+
+from bessemer.config import Config, Preset
+from flows import curate, train
+from flows.running import in_prefect
+from tasks.align_data import align_data
+from tasks.dpo import dpo
+from tasks.ppo import ppo
+from tasks.reward import reward
+from tasks.runner import Runner
+from tasks.sft import sft
+
+
+def stages(run: Runner, config: Config, trained: dict[str, Any]) -> dict[str, Any]:
+    if not config.align.methods:
+        return trained
+    pairs = run(align_data, splits=trained["splits"])
+    common = {"pairs": pairs, "tokenizer": trained["tokenizer"]}
+    tuned = run(sft, base=trained["base"], **common)
+    aligned = {"pairs": pairs, "sft": tuned}
+    if {"reward", "ppo"} & {*config.align.methods}:
+        aligned["reward"] = run(reward, base=tuned, **common)
+    if "ppo" in config.align.methods:
+        aligned["ppo"] = run(ppo, base=tuned, reward=aligned["reward"], **common)
+    if "dpo" in config.align.methods:
+        aligned["dpo"] = run(dpo, base=tuned, **common)
+    return trained | aligned
+
+
+def body(run: Runner, config: Config) -> dict[str, Any]:
+    upstream = run.expecting("train")
+    return stages(run, config, train.stages(upstream, config, curate.body(upstream, config)))
+
+
+@flow(name="align")
+def align(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+    """Align the model that train/full made.
+
+    Args:
+        preset: A file of deployments/presets.
+        overrides: Dotted settings, such as {"align.methods": ["ppo", "dpo"]}.
+    """
+    in_prefect("align", body, preset, overrides)

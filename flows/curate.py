@@ -1,0 +1,73 @@
+"""curate: raw text -> deduplicated, filtered, tokenized, mixed training blocks."""
+
+from typing import Any
+
+from prefect import flow
+
+from bessemer.config import Config, Preset
+from flows.running import in_prefect
+from tasks.deduplicate import deduplicate
+from tasks.eval_tasks import eval_tasks
+from tasks.gates import gate_ingest, gate_mix, gate_select
+from tasks.ingest import ingest
+from tasks.mix import mix
+from tasks.runner import Runner
+from tasks.score_contamination import score_contamination
+from tasks.score_language import score_language
+from tasks.score_perplexity import score_perplexity
+from tasks.score_pii import score_pii
+from tasks.score_rules import score_rules
+from tasks.score_toxicity import score_toxicity
+from tasks.select import select
+from tasks.split import split
+from tasks.tokenize import tokenize
+from tasks.train_tokenizer import train_tokenizer
+
+
+def body(run: Runner, config: Config) -> dict[str, Any]:
+    documents = run(ingest)
+    run(gate_ingest, documents=documents)
+    duplicates = run(deduplicate, documents=documents)
+    splits = run(split, documents=documents, duplicates=duplicates)
+    items = run(eval_tasks, documents=documents, duplicates=duplicates, splits=splits)
+
+    signals = {
+        "rules": run(score_rules, documents=documents, duplicates=duplicates),
+        "language": run(score_language, documents=documents, duplicates=duplicates),
+        "toxicity": run(score_toxicity, documents=documents, duplicates=duplicates),
+        "pii": run(score_pii, documents=documents, duplicates=duplicates),
+        "contamination": run(score_contamination, documents=documents, duplicates=duplicates, splits=splits, items=items),
+    }
+    if config.split.trusted_sources or config.split.trusted_domains:
+        signals["perplexity"] = run(score_perplexity, documents=documents, duplicates=duplicates, splits=splits)
+    selection = run(select, documents=documents, duplicates=duplicates, splits=splits, **signals)
+    run(gate_select, documents=documents, splits=splits, selection=selection, **signals)
+
+    kept = {"documents": documents, "selection": selection, "splits": splits}
+    cuts = {"pii": signals["pii"], "contamination": signals["contamination"]}
+    tokenizer = run(train_tokenizer, **kept, **cuts)
+    tokens = run(tokenize, tokenizer=tokenizer, **kept, **cuts)
+    blocks = run(mix, tokens=tokens, **kept, **cuts)
+    run(gate_mix, blocks=blocks)
+    return {
+        "documents": documents,
+        "duplicates": duplicates,
+        "splits": splits,
+        "items": items,
+        **signals,
+        "selection": selection,
+        "tokenizer": tokenizer,
+        "tokens": tokens,
+        "blocks": blocks,
+    }
+
+
+@flow(name="curate")
+def curate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+    """Turn raw text into training blocks.
+
+    Args:
+        preset: A file of deployments/presets.
+        overrides: Dotted settings, such as {"dedup.threshold": 0.85}.
+    """
+    in_prefect("curate", body, preset, overrides)

@@ -1,0 +1,38 @@
+"""evaluate: every model that was trained -> bits per byte, lm-eval scores, rewards before and after alignment."""
+
+from typing import Any
+
+from prefect import flow
+
+from bessemer.config import Config, Preset
+from flows import align, curate, train
+from flows.running import in_prefect
+from tasks.evaluate import evaluate as evaluate_models
+from tasks.runner import Runner
+
+ROLES = ("tokens", "items", "pairs", "tokenizer", "base", "blocks", "sft", "reward", "ppo", "dpo")
+
+
+def stages(run: Runner, config: Config, made: dict[str, Any]) -> dict[str, Any]:
+    return made | {"evaluation": run(evaluate_models, **{role: made[role] for role in ROLES if role in made})}
+
+
+def upstream(run: Runner, config: Config) -> dict[str, Any]:
+    """The artifacts that align/full leaves; refused where one is missing."""
+    there = run.expecting("align")
+    return align.stages(there, config, train.stages(there, config, curate.body(there, config)))
+
+
+def body(run: Runner, config: Config) -> dict[str, Any]:
+    return stages(run, config, upstream(run, config))
+
+
+@flow(name="evaluate")
+def evaluate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+    """Score the models that align/full made.
+
+    Args:
+        preset: A file of deployments/presets.
+        overrides: Dotted settings.
+    """
+    in_prefect("evaluate", body, preset, overrides)

@@ -1,0 +1,34 @@
+"""export: the chosen model -> a folder that transformers loads, and the report of the whole run."""
+
+from typing import Any
+
+from prefect import flow
+
+from bessemer.config import Config, Preset
+from flows import evaluate
+from flows.running import in_prefect
+from tasks.export import export as export_model
+from tasks.report import report
+from tasks.runner import Runner
+
+
+def stages(run: Runner, config: Config, made: dict[str, Any]) -> dict[str, Any]:
+    sources = {role: made[role] for role in ("tokenizer", "documents", "blocks", "evaluation")}
+    made = made | {"export": run(export_model, model=made["base" if config.align.export == "pretrain" else config.align.export], **sources)}
+    return made | {"report": run(report, **made)}
+
+
+def body(run: Runner, config: Config) -> dict[str, Any]:
+    there = run.expecting("evaluate")
+    return stages(run, config, evaluate.stages(there, config, evaluate.upstream(there, config)))
+
+
+@flow(name="export")
+def export(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+    """Export the chosen model and write the report.
+
+    Args:
+        preset: A file of deployments/presets.
+        overrides: Dotted settings, such as {"align.export": "dpo"}.
+    """
+    in_prefect("export", body, preset, overrides)

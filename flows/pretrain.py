@@ -1,0 +1,29 @@
+"""pretrain: the whole way, from raw text to an aligned, evaluated, exported model."""
+
+from typing import Any
+
+from prefect import flow
+
+from bessemer.config import Config, Preset
+from flows import align, curate, evaluate, export, train
+from flows.running import in_prefect
+from tasks.runner import Runner
+
+
+def body(run: Runner, config: Config) -> dict[str, Any]:
+    curated = curate.body(run, config)
+    trained = train.stages(run, config, curated)
+    aligned = align.stages(run, config, trained)
+    scored = evaluate.stages(run, config, aligned)
+    return export.stages(run, config, scored)
+
+
+@flow(name="pretrain")
+def pretrain(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+    """Run every stage; what is done already shows as Cached.
+
+    Args:
+        preset: A file of deployments/presets.
+        overrides: Dotted settings, such as {"train.max_steps": 50}.
+    """
+    in_prefect("pretrain", body, preset, overrides)

@@ -1,0 +1,38 @@
+"""A flow's body under Prefect: the configuration checked before anything runs, the stages as task runs, the totals at the end."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+
+from bessemer.config import Config, Preset, load
+from bessemer.console import totals
+from bessemer.environment import prepare_environment
+from tasks.parts import stop_ray
+from tasks.prefect_runner import PrefectJournal, PrefectRunner, stop_on_sigterm
+from tasks.runner import Runner
+from tasks.stage import Engine
+
+log = logging.getLogger("bessemer")
+
+
+def in_prefect(flow: str, body: Callable[[Runner, Config], dict[str, Any]], preset: Preset, overrides: dict[str, Any] | None) -> None:
+    prepare_environment()
+    log.setLevel(logging.INFO)  # Prefect gives loggers of ours the root's level, WARNING
+    started = time.monotonic()
+    config = load(preset.value, overrides)
+    storage = config.store()
+    storage.probe()
+    before = signal.getsignal(signal.SIGTERM)
+    stop_on_sigterm()
+    try:
+        made = body(PrefectRunner(Engine(storage, config, config.run, PrefectJournal(), preset.value)), config)
+    finally:
+        stop_ray()
+        signal.signal(signal.SIGTERM, before)
+    lines = totals(made, time.monotonic() - started)
+    log.info("\n".join(lines))
+    create_markdown_artifact("\n".join(f"- {line}" for line in lines), key=f"{flow}-totals", description="what came out, and where it lies")

@@ -1,0 +1,30 @@
+"""train: training blocks -> a pretrained model."""
+
+from typing import Any
+
+from prefect import flow
+
+from bessemer.config import Config, Preset
+from flows import curate
+from flows.running import in_prefect
+from tasks.pretrain import pretrain
+from tasks.runner import Runner
+
+
+def stages(run: Runner, config: Config, curated: dict[str, Any]) -> dict[str, Any]:
+    return curated | {"base": run(pretrain, blocks=curated["blocks"], tokenizer=curated["tokenizer"])}
+
+
+def body(run: Runner, config: Config) -> dict[str, Any]:
+    return stages(run, config, curate.body(run.expecting("curate"), config))
+
+
+@flow(name="train")
+def train(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+    """Pretrain on the blocks that curate/full made.
+
+    Args:
+        preset: A file of deployments/presets.
+        overrides: Dotted settings, such as {"train.max_steps": 50}.
+    """
+    in_prefect("train", body, preset, overrides)

@@ -1,0 +1,168 @@
+"""A stage as a Prefect task run: looked up before the run is made, so that its name can say `cached`.
+
+Prefect keeps none of our results (NO_CACHE): the engine alone decides what is done. Only errors that can heal are retried.
+"""
+
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+from uuid import UUID
+
+import prefect.runtime
+from prefect import get_client, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import AwaitingRetry, Completed
+
+from contract.errors import ComeAgain, TransientError
+from store.artifact import Artifact
+from tasks.launch import ask_to_stop, end_all
+from tasks.runner import TRIES, Stopped, refuse_missing, run_planned
+from tasks.stage import Engine, Stage
+
+log = logging.getLogger("bessemer")
+
+SETTLE_S = 8
+"""How long the server may take to hear that this run stops; past it the process ends, and the run is found by the next worker's start."""
+COME_BACK_S = 3
+"""Until the run may start again: longer than its worker takes to stop."""
+
+
+@dataclass(frozen=True)
+class PrefectRunner:
+    engine: Engine
+    until: str | None = None
+    expected: str | None = None
+
+    def expecting(self, flow: str) -> "PrefectRunner":
+        return replace(self, expected=flow)
+
+    def __call__(self, stage: Stage, **inputs: Artifact | None) -> Artifact:
+        planned = self.engine.plan(stage, inputs)
+        refuse_missing(planned, self.expected)
+        name = f"{stage.name} {planned.fingerprint[:12]}" + (" cached" if planned.reuse else "")
+
+        @task(
+            name=stage.name,
+            task_run_name=name,
+            cache_policy=NO_CACHE,
+            retries=TRIES - 1,
+            retry_delay_seconds=[2, 8],
+            retry_jitter_factor=0.5,
+            retry_condition_fn=_can_heal,
+        )
+        def run_stage() -> Any:
+            try:
+                artifact = run_planned(self.engine, planned)
+            except ComeAgain:
+                _leave()
+            if planned.reuse:
+                return Completed(name="Cached", message=f"reused {artifact.where()}", data=artifact)
+            create_markdown_artifact(summary(artifact), key=f"stage-{stage.name.replace('_', '-')}", description=artifact.where())
+            return artifact
+
+        artifact: Artifact = run_stage(return_state=True).result()
+        if stage.name == self.until:
+            raise Stopped
+        return artifact
+
+
+def stop_on_sigterm() -> None:
+    """On SIGTERM (a spot notice, a worker that stops) checkpoint and wait for any worker; a run that is being cancelled just ends.
+
+    For the flow's main thread. The worker takes a non-zero exit for a crash, so the process ends with 0.
+    """
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+        signal.alarm(SETTLE_S)
+        if _is_ending():
+            end_all()
+            os._exit(0)
+        signal.alarm(0)
+        if not ask_to_stop():  # a child that was asked ends with ComeAgain, and its stage leaves then
+            _leave()
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _is_ending() -> bool:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(prefect.runtime.flow_run.id).state
+    return state is None or state.is_final() or state.is_cancelling()
+
+
+def _leave() -> NoReturn:
+    """Hand the run back to its pool and end this process."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+    signal.alarm(SETTLE_S)
+    end_all()
+    if not _is_ending():
+        when = datetime.now(UTC) + timedelta(seconds=COME_BACK_S)
+        state: State = AwaitingRetry(scheduled_time=when, message="Stopped by SIGTERM; goes on from here")
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(prefect.runtime.flow_run.id, state, force=True)
+    os._exit(0)
+
+
+def _can_heal(_task: Any, _run: Any, state: Any) -> bool:
+    try:
+        state.result()
+    except TransientError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def summary(artifact: Artifact) -> str:
+    """An artifact's account and figures as Markdown."""
+    lines = [
+        f"**{artifact.stage}** `{artifact.fingerprint[:12]}`, {artifact.seconds:.1f} s, {artifact.size:,} bytes",
+        "",
+        "| figure | value |",
+        "|---|---|",
+    ]
+    for unit, count in artifact.manifest["ledger"].items():
+        dropped = ", ".join(f"{reason} {n:,}" for reason, n in count["dropped"].items() if n)
+        lines.append(f"| {unit} | in {count['in']:,}, out {count['out']:,}" + (f", dropped: {dropped}" if dropped else "") + " |")
+    lines += [f"| {key} | {value:,} |" for key, value in artifact.figures.items() if isinstance(value, int | float)]
+    return "\n".join(lines)
+
+
+class PrefectJournal:
+    """Lines into the run's log, and one progress artifact for a stage that takes long."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._progress: UUID | None = None
+        self._said = 0.0
+
+    def started(self, stage: str, fingerprint: str, why: str) -> None:
+        self._started, self._progress, self._said = time.monotonic(), None, 0.0
+        log.info("%s  run  %s  %s", stage, fingerprint[:12], why)
+
+    def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None:
+        now = time.monotonic()
+        if now - self._started < 5 or (now - self._said < 5 and done < total):
+            return
+        self._said = now
+        percent = 100.0 * done / max(total, 1)
+        text = f"{stage}: {done:,.0f} of {total:,.0f} {unit} {note}".strip()
+        log.info(text)
+        if self._progress is None:
+            self._progress = create_progress_artifact(percent, key=f"progress-{stage.replace('_', '-')}", description=text)  # type: ignore[assignment]
+        else:
+            update_progress_artifact(self._progress, percent, description=text)
+
+    def warn(self, stage: str, text: str) -> None:
+        log.warning("%s: %s", stage, text)
+
+    def finished(self, artifact: Artifact, state: str, why: str, seconds: float) -> None:
+        log.info("%s  %s  %s  %.1f s  %s", artifact.stage, state, artifact.fingerprint[:12], seconds, why)

@@ -1,0 +1,164 @@
+"""What set-up refuses, repeats and leaves alone, and that entry points name what exists. CI tries it from nothing."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+REPO = Path(__file__).parents[2]
+
+
+def load_setup() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bessemer_setup", REPO / "deployments" / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+setup = load_setup()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone in which every step is done already."""
+    (tmp_path / "requirements.lock").write_text("toml==0.10.2\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    for step in setup.steps(tmp_path, tmp_path / ".venv"):
+        for product in step.products:
+            setup.put(product, b"")
+        setup.record(tmp_path / ".venv", {**setup.recorded(tmp_path / ".venv"), step.name: step.digest})
+    return tmp_path
+
+
+def due(clone: Path) -> list[str]:
+    return [step.name for step in setup.steps(clone, clone / ".venv") if not step.is_done()]
+
+
+def test_setup_is_a_no_op_when_nothing_changed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup.setup(clone)
+    assert capsys.readouterr().out == "setup   up to date\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "steps"),
+    [("requirements.lock", ["packages"]), ("pyproject.toml", ["project"]), (".venv/share/bessemer/lid.176.ftz", ["language"])],
+)
+def test_only_what_hangs_on_a_change_is_done_again(clone: Path, changed: str, steps: list[str]) -> None:
+    path = clone / changed
+    if changed.startswith(".venv"):
+        path.unlink()
+    else:
+        path.write_text(path.read_text() + "# changed\n")
+    assert due(clone) == steps
+
+
+def test_a_moved_clone_is_set_up_again(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Scripts in .venv/bin and the editable install hold absolute paths."""
+    moved = tmp_path_factory.mktemp("moved") / "clone"
+    clone.rename(moved)
+    assert due(moved) == ["packages", "project"]
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 12), (3, 13)])
+def test_another_python_is_refused_in_a_sentence(version: tuple[int, int]) -> None:
+    with pytest.raises(setup.SetupError, match=rf"Python 3\.{version[1]} .* is not supported, 3\.11 is") as refused:
+        setup.check_python(version)
+    assert refused.value.exit_code == 2
+
+
+def other_pythons() -> list[Path]:
+    """Pythons that are not 3.11, as pyenv or the system has them. 2.7 is one: its answer must be a sentence as well."""
+    known = [*Path("/usr/bin").glob("python3.[0-9]*"), *Path.home().glob(".pyenv/versions/*/bin/python")]
+    ask = "import sys; sys.exit(0 if sys.version_info[:2] != (3, 11) else 1)"
+    return [
+        path
+        for path in sorted(known)
+        if "config" not in path.name and subprocess.run([path, "-c", ask], capture_output=True).returncode == 0
+    ]
+
+
+def refusal(python: str) -> str:
+    refused = subprocess.run([REPO / "deployments" / "setup.sh"], capture_output=True, text=True, env={**os.environ, "PYTHON": python})
+    assert refused.returncode == 2 and refused.stdout == "" and refused.stderr.count("\n") == 1, refused
+    return refused.stderr
+
+
+def test_pythons_of_other_versions_are_refused() -> None:
+    if not (pythons := other_pythons()):
+        pytest.skip("no other Python on this machine")
+    assert all("is not supported, 3.11 is" in refusal(str(python)) for python in pythons)
+
+
+def test_a_python_that_is_not_there_is_said() -> None:
+    assert "/no/such/python is not there" in refusal("/no/such/python")
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(setup.SetupError, match="build-essential, cmake") as refused:
+        setup.need_compiler()
+    assert refused.value.exit_code == 2
+
+
+def test_without_root_the_packages_are_named_exactly() -> None:
+    """As another user in a process of its own: root would install them."""
+    if not setup.on_path("apt-get") or os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else, and apt-get")
+    program = (
+        f"import os, sys; sys.path.insert(0, {str(REPO / 'deployments')!r}); import setup; os.setgid(65534); os.setuid(65534)\n"
+        "try: setup.need_packages(['bessemer-has-no-such-package', 'bash'])\n"
+        "except setup.SetupError as error: print(error.exit_code, error)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
+    assert said.startswith("2 ") and said.endswith("apt-get install -y --no-install-recommends bessemer-has-no-such-package\n")
+
+
+def test_a_file_with_other_bytes_is_refused() -> None:
+    with pytest.raises(setup.SetupError, match=r"lid\.176\.ftz \(3 bytes\) has sha256 .* expected 8f3472cf"):
+        setup.check_digest("lid.176.ftz", b"abc", setup.LANGUAGE_SHA256)
+
+
+def test_a_kenlm_that_cmake_refuses_is_said_clearly(tmp_path: Path) -> None:
+    with pytest.raises(setup.SetupError, match="lmplz could not be built"):
+        setup.cmake("-S", str(tmp_path / "nothing"), "-B", str(tmp_path / "build"))
+
+
+def test_the_tools_that_set_up_made_are_there_and_run() -> None:
+    venv = REPO / ".venv"
+    if not (venv / "share").is_dir():
+        pytest.skip("this clone's .venv was not made by make setup")
+    assert setup.sha256((venv / "share" / "bessemer" / "lid.176.ftz").read_bytes()) == setup.LANGUAGE_SHA256
+    for name in ("lmplz", "build_binary"):
+        assert setup.on_path(name) or setup.runs(venv / "bin" / name)
+
+
+def test_every_deployment_names_a_flow_that_exists() -> None:
+    project = yaml.safe_load((REPO / "prefect.yaml").read_text())
+    entrypoints = [each["entrypoint"] for each in project["deployments"]]
+    assert sorted(entrypoints) == [f"flows/{name}.py:{name}" for name in ("align", "curate", "evaluate", "export", "pretrain", "train")]
+    assert {(each["name"], each["work_pool"]["name"]) for each in project["deployments"]} == {("full", "cpu")}
+    for entrypoint in entrypoints:
+        path, _, function = entrypoint.partition(":")
+        assert re.search(rf'@flow\(name="{function}".*\)\ndef {function}\(', (REPO / path).read_text()), entrypoint
+    assert str(REPO) not in (REPO / "prefect.yaml").read_text(), "it must work from any clone"
+
+
+def test_make_help_lists_every_verb() -> None:
+    said = subprocess.run(["make", "-C", REPO, "help"], capture_output=True, text=True, check=True).stdout
+    listed = set(re.findall(r"^  make ([a-z-]+)", said, re.M))
+    declared = re.search(r"^\.PHONY: (.*)$", (REPO / "Makefile").read_text(), re.M)
+    assert declared is not None and listed == set(declared[1].split())
+
+
+def test_continuous_integration_calls_make_test() -> None:
+    assert (REPO / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+    assert os.access(REPO / ".ci" / "run", os.X_OK)
+    workflow = yaml.safe_load((REPO / ".github" / "workflows" / "test.yml").read_text())
+    assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == [".ci/run"]

@@ -1,0 +1,139 @@
+"""Whole flows with the smoke preset, as a person runs them: other processes, real stores, real kills."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bessemer.config import load
+from store.storage import Storage, open_root
+from tasks.runner import PlanRunner
+from tasks.stage import Engine, Planned
+
+ROOT = Path(__file__).parents[2]
+MARK = "BESSEMER_TEST_RUN"
+
+pytestmark = pytest.mark.e2e
+
+
+def command(storage: Storage, flow: str = "pretrain", *more: str) -> list[str]:
+    endpoint = getattr(storage, "endpoint_url", None)
+    place = ["--set", f"storage.root={storage.uri}", *(["--set", f"storage.endpoint_url={endpoint}"] if endpoint else [])]
+    return [sys.executable, "-m", "bessemer.cli", "run", flow, "--preset", "smoke", *place, *more]
+
+
+def run(storage: Storage, flow: str = "pretrain", *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(storage, flow, *more), capture_output=True, text=True, timeout=900, cwd=ROOT)
+
+
+def plans(storage: Storage) -> dict[str, Planned]:
+    """Every stage of the smoke preset by name, with what the store has of it."""
+    from flows.pretrain import body
+
+    config = load("smoke")
+    runner = PlanRunner(Engine(storage, config, config.run, None, "test"))  # type: ignore[arg-type]
+    body(runner, config)
+    return {planned.stage.name: planned for planned in runner.plans}
+
+
+def digests(storage: Storage) -> dict[str, str]:
+    found = {name: planned.reuse for name, planned in plans(storage).items()}
+    assert None not in found.values(), f"not there: {[name for name, artifact in found.items() if artifact is None]}"
+    return {name: artifact.digest for name, artifact in found.items() if artifact is not None}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """One run of every stage on disk; what the other tests compare with."""
+    storage = open_root((tmp_path_factory.mktemp("undisturbed") / "root").as_uri())
+    done = run(storage)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return storage
+
+
+def test_every_stage_makes_its_artifact_and_the_account_adds_up(undisturbed: Storage):
+    for name, planned in plans(undisturbed).items():
+        assert planned.reuse is not None, f"{name}: {planned.why}"
+        planned.reuse.ledger.check(name)
+
+
+def test_a_second_run_is_cached_throughout_and_says_where_things_are(undisturbed: Storage):
+    done = run(undisturbed)
+    lines = done.stdout.splitlines()
+    rows = [line for line in lines if " cached " in line]
+    assert done.returncode == 0, done.stderr
+    assert len(rows) == len(plans(undisturbed))
+    assert not done.stderr.strip()
+    report = Path(next(line.split(maxsplit=1)[1] for line in lines if line.startswith("report")))
+    assert report.read_text().lstrip().lower().startswith("<!doctype html")
+    export = Path(next(line.split(maxsplit=1)[1] for line in lines if line.startswith("export")))
+    assert (export / "model.safetensors").exists()
+
+
+def test_partial_flows_take_what_is_there_and_refuse_what_is_not(undisturbed: Storage, tmp_path: Path):
+    for flow in ("curate", "train", "align", "evaluate", "export"):
+        done = run(undisturbed, flow)
+        assert done.returncode == 0, (flow, done.stderr)
+    empty = open_root((tmp_path / "empty").as_uri())
+    refused = run(empty, "train")
+    assert refused.returncode == 2
+    assert "run curate/full first" in refused.stderr
+
+
+def test_the_smoke_flow_on_s3_killed_in_every_family_ends_with_the_same_digests(undisturbed: Storage, s3: Storage):
+    """SIGKILL to the flow process inside a data stage, pretraining, PPO and evaluation; nothing is left behind, nothing differs."""
+
+    def sealed(stage: str) -> bool:
+        return any(entry.path.endswith(".seal") for entry in s3.list(f"artifacts/{stage}/"))
+
+    def checkpointed(stage: str) -> bool:
+        return any(entry.path.endswith("/WHOLE") for entry in s3.list(f"artifacts/{stage}/"))
+
+    def published(stage: str) -> bool:
+        return any("/manifest-" in entry.path for entry in s3.list(f"artifacts/{stage}/"))
+
+    moments: dict[str, Callable[[], bool]] = {
+        "deduplicate": lambda: sealed("deduplicate"),
+        "pretrain": lambda: checkpointed("pretrain"),
+        "ppo": lambda: checkpointed("ppo"),
+        "evaluate": lambda: published("dpo"),
+    }
+    for stage, moment in moments.items():
+        kill_when(moment, command(s3))
+        assert not published(stage), f"{stage} was done before the kill; the moment must come earlier"
+    done = run(s3)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert digests(s3) == digests(undisturbed)
+
+
+def kill_when(moment: Callable[[], bool], line: list[str]) -> None:
+    """Start the flow, SIGKILL it at the moment, and see that no process of it stays."""
+    mark = f"{os.getpid()}-{time.time_ns()}"
+    process = subprocess.Popen(line, env=os.environ | {MARK: mark}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 600
+        while not moment():
+            assert process.poll() is None, process.stdout.read()[-3000:] if process.stdout else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    deadline = time.monotonic() + 20
+    while (left := list(marked(mark))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left, [other.cmdline() for other in left]
+
+
+def marked(mark: str) -> Iterator[psutil.Process]:
+    for other in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if other.environ().get(MARK) == mark and other.status() != psutil.STATUS_ZOMBIE:
+                yield other
