@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import DistributionFinder, MetadataPathFinder, PathDistribution
 from pathlib import Path
 
@@ -61,18 +62,23 @@ Installed = tuple[str, str, str]
 """(distribution, path in it, file)"""
 
 
-def environment_files(domain: str, place: Environment, installed: list[Installed]) -> list[SourceFile]:
+def environment_files(domain: str, place: Environment) -> list[SourceFile]:
     """The environment's files of a domain, by locator. None for books and academic: an environment has none."""
     if domain not in TEXT_DOMAINS:
         return []
-    found = [shape for each in installed if (shape := _python(domain, *each))]
+    found = [shape for each in installed_files(place) if (shape := _python(domain, *each))]
     if domain in ("web", "reference") and place.share:
         found += _share(domain, Path(place.share), _owners(place.packages))
     return sorted(found, key=lambda file: file.locator)
 
 
-def installed_files(place: Environment) -> Iterator[Installed]:
-    """The files of all installed distributions and of the standard library."""
+@lru_cache(maxsize=2)
+def installed_files(place: Environment) -> tuple[Installed, ...]:
+    """The files of all installed distributions and of the standard library; listed once a process."""
+    return tuple(_installed(place))
+
+
+def _installed(place: Environment) -> Iterator[Installed]:
     seen: set[str] = {OWN}
     # Python's own finder, by name: the importlib_metadata package takes `distributions` over in any process that has imported it.
     for distribution in MetadataPathFinder.find_distributions(DistributionFinder.Context(path=list(place.site))):

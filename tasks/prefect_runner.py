@@ -27,6 +27,7 @@ from tasks.stage import Engine, Stage
 
 log = logging.getLogger("bessemer")
 
+RETRY_DELAYS_S = [2.0, 8.0]
 SETTLE_S = 8
 """How long the server may take to hear that this run stops; past it the process ends, and the run is found by the next worker's start."""
 COME_BACK_S = 3
@@ -52,7 +53,7 @@ class PrefectRunner:
             task_run_name=name,
             cache_policy=NO_CACHE,
             retries=TRIES - 1,
-            retry_delay_seconds=[2, 8],
+            retry_delay_seconds=RETRY_DELAYS_S,
             retry_jitter_factor=0.5,
             retry_condition_fn=_can_heal,
         )

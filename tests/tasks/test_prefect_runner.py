@@ -1,0 +1,70 @@
+"""Stages as Prefect task runs, on a real (temporary) server: what is cached is called so, what can heal is retried."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect import flow, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.testing.utilities import prefect_test_harness
+
+from contract.errors import IntegrityError, TransientError
+from contract.ledger import Ledger
+from store.artifact import Artifact
+from store.storage import Storage
+from tasks.prefect_runner import PrefectRunner
+from tasks.stage import stage
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def run(storage: Storage, name: str) -> list[Artifact]:
+    @flow(name="toy", flow_run_name=name)
+    def body() -> list[Artifact]:
+        call = PrefectRunner(toy.engine(storage))
+        numbers = call(toy.numbers)
+        squares = call(toy.squares, numbers=numbers)
+        return [numbers, squares, call(toy.total, squares=squares)]
+
+    return body()
+
+
+def task_runs(flow_run: str) -> dict[str, str]:
+    """State names by task-run name."""
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_run])))
+    return {run.name: run.state.name for run in found if run.state}
+
+
+def test_a_hit_is_a_cached_state_and_stands_in_the_task_runs_name(local: Storage):
+    first = run(local, "first")
+    assert task_runs("first") == {f"{a.stage} {a.fingerprint[:12]}": "Completed" for a in first}
+    assert [a.digest for a in run(local, "second")] == [a.digest for a in first]
+    assert task_runs("second") == {f"{a.stage} {a.fingerprint[:12]} cached": "Cached" for a in first}
+
+
+@pytest.mark.parametrize(("error", "calls"), [(TransientError, 3), (IntegrityError, 1)])
+def test_only_errors_that_can_heal_are_retried(local: Storage, monkeypatch, error: type[Exception], calls: int):
+    monkeypatch.setattr("tasks.prefect_runner.RETRY_DELAYS_S", [0, 0])
+    made = []
+
+    @stage(version=1, config=lambda c: toy.Amount(count=1))
+    def fails(config, out) -> Ledger:
+        made.append(1)
+        raise error("the store is away")
+
+    @flow
+    def body() -> None:
+        PrefectRunner(toy.engine(local))(fails)
+
+    with pytest.raises(error, match="the store is away"):
+        body()
+    assert len(made) == calls
