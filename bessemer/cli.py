@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bessemer.config import Config, load, parse_set
-from bessemer.console import ConsoleJournal, duration, row, size, totals
+from bessemer.console import ConsoleJournal, totals
 from bessemer.environment import prepare_environment
 from contract.errors import ConfigError, InputError, PipelineError
+from tasks.lines import HEAD, duration, row, size
 from tasks.stage import Engine, Planned, said
 
 FLOWS = ("pretrain", "curate", "train", "align", "evaluate", "export")
@@ -146,9 +147,10 @@ def _last_artifact(config: Config, preset: str, planned: Planned) -> Any:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    print(HEAD)
     for planned in _plans("pretrain", _config(arguments), arguments.preset):
         if planned.reuse is not None:
-            print(f"{row(planned.reuse, planned.reuse.seconds, 'done')}  {planned.fingerprint[:12]}  {size(planned.reuse.size)}")
+            print(row(planned.reuse, planned.reuse.seconds, "done", size(planned.reuse.size)))
         else:
             print(f"{planned.stage.name:<19}{'':>42}  to run  {planned.fingerprint[:12]}  {planned.why}")
     return 0

@@ -5,33 +5,7 @@ import time
 from typing import Any, TextIO
 
 from store.artifact import Artifact
-
-HEAD = f"{'stage':<19}{'documents in':>13}{'out':>11}{'kept':>9}{'time':>9}  state"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 0.4 s, 12.3 s, 4:12, 1:04:12."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def row(artifact: Artifact, seconds: float, state: str) -> str:
-    """One stage's line: its documents, its time, and how it came to be."""
-    count = artifact.ledger.documents
-    kept = f"{100 * count.out / count.came_in:.1f} %" if count and count.came_in else ""
-    came_in, out = (f"{count.came_in:,}", f"{count.out:,}") if count else ("", "")
-    return f"{artifact.stage:<19}{came_in:>13}{out:>11}{kept:>9}{duration(seconds):>9}  {state}"
+from tasks.lines import HEAD, duration, row, size
 
 
 def totals(results: dict[str, Any], seconds: float) -> list[str]:
@@ -94,7 +68,7 @@ class ConsoleJournal:
         if not self._headed:
             self._headed = True
             self._write(("\r\x1b[K" if self._bar else "") + HEAD + "\n")
-        line = row(artifact, seconds, f"{state:<8}{artifact.fingerprint[:12]}  {why}".rstrip())
+        line = row(artifact, seconds, state, why)
         self._write(("\r\x1b[K" if self._bar else "") + line + "\n")
 
     def _write(self, text: str) -> None:

@@ -65,8 +65,6 @@ def _take(storage: Storage, name: str, owner: str, waiting: Callable[[str], None
                 return path
             continue
         if not said:
-            waiting(
-                f"waiting for {holder}, which is making the same artifact (until it is done, or {expires - now:.0f} s after it was last seen)"
-            )
+            waiting(f"waiting for {holder}, which makes the same artifact; its lock ends {expires - now:.0f} s after its last sign of life")
             said = True
         time.sleep(poll_s)

@@ -22,12 +22,15 @@ from prefect.states import AwaitingRetry, Completed
 from contract.errors import ComeAgain, TransientError
 from store.artifact import Artifact
 from tasks.launch import ask_to_stop, end_all
+from tasks.lines import row
 from tasks.runner import TRIES, Stopped, refuse_missing, run_planned
 from tasks.stage import Engine, Stage
 
 log = logging.getLogger("bessemer")
 
 RETRY_DELAYS_S = [2.0, 8.0]
+SILENT_S = 10
+"""A stage that takes no longer says only its one line."""
 SETTLE_S = 8
 """How long the server may take to hear that this run stops; past it the process ends, and the run is found by the next worker's start."""
 COME_BACK_S = 3
@@ -147,11 +150,10 @@ class PrefectJournal:
 
     def started(self, stage: str, fingerprint: str, why: str) -> None:
         self._started, self._progress, self._said = time.monotonic(), None, 0.0
-        log.info("%s  run  %s  %s", stage, fingerprint[:12], why)
 
     def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None:
         now = time.monotonic()
-        if now - self._started < 5 or (now - self._said < 5 and done < total):
+        if now - self._started < SILENT_S or (now - self._said < SILENT_S and done < total):
             return
         self._said = now
         percent = 100.0 * done / max(total, 1)
@@ -166,4 +168,4 @@ class PrefectJournal:
         log.warning("%s: %s", stage, text)
 
     def finished(self, artifact: Artifact, state: str, why: str, seconds: float) -> None:
-        log.info("%s  %s  %s  %.1f s  %s", artifact.stage, state, artifact.fingerprint[:12], seconds, why)
+        log.info(row(artifact, seconds, state, why))
