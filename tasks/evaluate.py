@@ -1,5 +1,6 @@
 """Every model that is there, scored on text, items, prompts and pairs that none was trained on."""
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,6 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
 from contract.config import Frozen
 from contract.errors import InputError
@@ -155,7 +155,7 @@ def _publish(out: Output, threads: int) -> Ledger:
     for path in sorted(result.glob("*.parquet")):
         out.file(path.name, path)
     out.figures |= headlines(found)
-    out.execution |= {"device": out.run.device, "dtype": "float32", "threads": threads, "torch": torch.__version__}
+    out.execution |= {"device": out.run.device, "dtype": "float32", "threads": threads, "torch": version("torch")}
     return Ledger()
 
 

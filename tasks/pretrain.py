@@ -8,7 +8,6 @@ from contract.config import Frozen
 from contract.errors import ConfigError, InputError
 from contract.ledger import Ledger
 from models.config import ModelConfig
-from models.conversion import shape_of
 from store.artifact import Artifact
 from store.storage import Storage
 from tasks.stage import Output, stage
@@ -76,6 +75,8 @@ def _init(settings: TrainConfig, vocab_size: int, context: int) -> str | None:
     if settings.init_from is None:
         return None
     path = Path(settings.init_from) / "config.json"
+    from models.conversion import shape_of  # loads torch, which only a run that trains needs
+
     found = shape_of(json.loads(path.read_text()), path)
     if found.vocab_size != vocab_size or found.context < context:
         raise InputError(

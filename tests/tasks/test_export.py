@@ -26,7 +26,8 @@ from models.shapes import Shape
 from models.transformer import ScalarModel, Transformer, initialise
 from store.artifact import Artifact
 from store.storage import Storage, open_root
-from tasks.export import FIXED_TEXTS, export, load_by_transformers, prompts, same_greedy, verify
+from tasks.export import FIXED_TEXTS, export, prompts
+from tasks.export_check import load_by_transformers, same_greedy, verify
 from tasks.stage import Engine, Output, Stage, stage
 from tokens.config import TokenizerConfig
 from tokens.trainer import train
