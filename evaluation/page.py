@@ -25,7 +25,7 @@ figure{margin:0;max-width:520px}figcaption,.from{color:var(--soft);font-size:12p
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{padding:3px 10px 3px 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600}
+th:first-child,td:first-child{text-align:left}.words{text-align:left;white-space:normal}th{color:var(--soft);font-weight:600}
 pre{background:var(--wash);border-radius:6px;padding:8px 10px;margin:4px 0;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;
 font:12.5px/1.45 ui-monospace,monospace;max-height:260px;overflow-y:auto}
 svg{width:100%;height:auto;display:block}svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
@@ -50,10 +50,12 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Cells are escaped here."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], sentences: Sequence[int] = ()) -> str:
+    """Cells are escaped here. Columns in `sentences` hold text that is read from the left and may wrap; others hold figures."""
+    kinds = [' class="words"' if i in sentences else "" for i in range(len(head))]
+    top = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(kinds, head, strict=True))
+    cells = ["".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows]
+    lines = "".join(f"<tr>{row}</tr>" for row in cells)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 

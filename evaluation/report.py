@@ -97,7 +97,7 @@ def _claims(figures: Figures) -> str:
     if not claims:
         return ""
     rows = [("holds" if claim["holds"] else "does not hold", claim["claim"], claim["found"]) for claim in claims]
-    return table(["", "claim", "found"], rows) + source_line(source(figures, "evaluation"))
+    return table(["", "claim", "found"], rows, sentences=(1, 2)) + source_line(source(figures, "evaluation"))
 
 
 def _direct(name: str, reads: Mapping[str, set[str]]) -> set[str]:
