@@ -16,10 +16,10 @@ pretrain: setup up ## raw text to an aligned, evaluated, exported model, through
 	@$(IN)/python -m bessemer.watch pretrain/full preset=$(PRESET)
 
 test: setup ## everything that CI runs: lint, types and all tests
-	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q
+	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e" && $(IN)/python -m pytest -q -m e2e
 
 check: setup ## format, lint, types and the quick tests
-	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -m "not e2e"
+	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e"
 
 up: setup ## Prefect server and worker in the background, on loopback (BESSEMER_PORT=4200)
 	@$(SERVICES) up

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,27 +17,11 @@ from bessemer.config import load
 from store.storage import Storage, open_root
 from tasks.runner import PlanRunner
 from tasks.stage import Engine, Planned
+from tests.e2e.conftest import ROOT, arguments, command, run
 
-ROOT = Path(__file__).parents[2]
 MARK = "BESSEMER_TEST_RUN"
 
 pytestmark = pytest.mark.e2e
-
-
-def arguments(storage: Storage, flow: str = "pretrain") -> list[str]:
-    endpoint = getattr(storage, "endpoint_url", None)
-    place = ["--set", f"storage.root={storage.uri}", *(["--set", f"storage.endpoint_url={endpoint}"] if endpoint else [])]
-    return ["run", flow, "--preset", "smoke", *place]
-
-
-def command(storage: Storage) -> list[str]:
-    return [sys.executable, "-m", "bessemer.cli", *arguments(storage)]
-
-
-def run(storage: Storage) -> subprocess.CompletedProcess:
-    """The whole flow in the foreground, which needs no Prefect server: the address is that of a closed port."""
-    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    return subprocess.run(command(storage), env=environment, capture_output=True, text=True, timeout=900, cwd=ROOT)
 
 
 def plans(storage: Storage) -> dict[str, Planned]:
@@ -55,15 +38,6 @@ def digests(storage: Storage) -> dict[str, str]:
     found = {name: planned.reuse for name, planned in plans(storage).items()}
     assert None not in found.values(), f"not there: {[name for name, artifact in found.items() if artifact is None]}"
     return {name: artifact.digest for name, artifact in found.items() if artifact is not None}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """One run of every stage on disk; what the other tests compare with."""
-    storage = open_root((tmp_path_factory.mktemp("undisturbed") / "root").as_uri())
-    done = run(storage)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return storage
 
 
 def test_every_stage_makes_its_artifact_and_the_account_adds_up(undisturbed: Storage):

@@ -1,0 +1,36 @@
+"""One undisturbed run of every stage, which the whole-flow tests compare with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from store.storage import Storage, open_root
+
+ROOT = Path(__file__).parents[2]
+
+
+def arguments(storage: Storage, flow: str = "pretrain") -> list[str]:
+    endpoint = getattr(storage, "endpoint_url", None)
+    place = ["--set", f"storage.root={storage.uri}", *(["--set", f"storage.endpoint_url={endpoint}"] if endpoint else [])]
+    return ["run", flow, "--preset", "smoke", *place]
+
+
+def command(storage: Storage) -> list[str]:
+    return [sys.executable, "-m", "bessemer.cli", *arguments(storage)]
+
+
+def run(storage: Storage) -> subprocess.CompletedProcess:
+    """The whole flow in the foreground, which needs no Prefect server: the address is that of a closed port."""
+    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    return subprocess.run(command(storage), env=environment, capture_output=True, text=True, timeout=900, cwd=ROOT)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    storage = open_root((tmp_path_factory.mktemp("undisturbed") / "root").as_uri())
+    done = run(storage)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return storage
