@@ -13,6 +13,7 @@ from typing import Any
 from bessemer.config import Config, load, parse_set
 from bessemer.console import ConsoleJournal, totals
 from bessemer.environment import prepare_environment
+from bessemer.upkeep import add_commands
 from contract.errors import ConfigError, InputError, PipelineError
 from tasks.lines import HEAD, duration, row, size
 from tasks.stage import Engine, Planned, said
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     show = configured(command("show", _show, "Print an artifact's manifest, ledger and figures."))
     show.add_argument("stage")
     show.add_argument("--json", action="store_true", help="the whole manifest as JSON")
+    add_commands(command, configured)
     for name, text in (("up", "Start the Prefect server and a worker."), ("down", "Stop them."), ("services", "Say what runs.")):
         command(name, _service, text).set_defaults(service=name)
     return parser
@@ -88,8 +90,10 @@ def _plans(flow: str, config: Config, scope: str) -> list[Planned]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from store.records import recorded
     from tasks.launch import ask_to_stop
     from tasks.parts import stop_ray
+    from tasks.records import Recording
     from tasks.runner import PlainRunner, Stopped
 
     config, started = _config(arguments), time.monotonic()
@@ -97,12 +101,15 @@ def _run(arguments: argparse.Namespace) -> int:
     config.store().probe()
     names = _stage_names(arguments.flow, config, arguments.preset, [arguments.until, arguments.start, *arguments.force])
     forced = {*arguments.force, *(names[names.index(arguments.start) :] if arguments.start else [])}
-    engine = _engine(config, arguments.preset, ConsoleJournal(), forced.__contains__)
+    overrides = dict(parse_set(text) for text in arguments.set)
     try:
-        results = _body(arguments.flow)(PlainRunner(engine, arguments.until), config)
-    except Stopped:
-        print(f"stopped after {arguments.until}, {duration(time.monotonic() - started)}")
-        return 0
+        with recorded(config.store(), arguments.flow, arguments.preset, overrides) as record:
+            engine = _engine(config, arguments.preset, Recording(ConsoleJournal(), record), forced.__contains__)
+            try:
+                results = _body(arguments.flow)(PlainRunner(engine, arguments.until), config)
+            except Stopped:
+                print(f"stopped after {arguments.until}, {duration(time.monotonic() - started)}")
+                return 0
     finally:
         stop_ray()
     print("\n".join(totals(results, time.monotonic() - started)))

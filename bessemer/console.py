@@ -71,6 +71,11 @@ class ConsoleJournal:
         line = row(artifact, seconds, state, why)
         self._write(("\r\x1b[K" if self._bar else "") + line + "\n")
 
+    def clear(self) -> None:
+        """Take an unfinished bar away."""
+        if self._bar:
+            self._write("\r\x1b[K")
+
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()

@@ -11,8 +11,10 @@ from prefect.artifacts import create_markdown_artifact
 from bessemer.config import Config, Preset, load
 from bessemer.console import totals
 from bessemer.environment import prepare_environment
+from store.records import recorded
 from tasks.parts import stop_ray
 from tasks.prefect_runner import PrefectJournal, PrefectRunner, stop_on_sigterm
+from tasks.records import Recording
 from tasks.runner import Runner
 from tasks.stage import Engine
 
@@ -29,7 +31,9 @@ def in_prefect(flow: str, body: Callable[[Runner, Config], dict[str, Any]], pres
     before = signal.getsignal(signal.SIGTERM)
     stop_on_sigterm()
     try:
-        made = body(PrefectRunner(Engine(storage, config, config.run, PrefectJournal(), preset.value)), config)
+        with recorded(storage, flow, preset.value, overrides or {}) as record:
+            journal = Recording(PrefectJournal(), record)
+            made = body(PrefectRunner(Engine(storage, config, config.run, journal, preset.value)), config)
     finally:
         stop_ray()
         signal.signal(signal.SIGTERM, before)

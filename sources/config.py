@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from contract.config import Frozen
 from contract.schemas import DOMAINS
+from store.config import without_credentials
 
 ENVIRONMENT = "environment:"
 Domain = Literal["web", "books", "code", "academic", "reference", "conversation"]
@@ -58,6 +59,11 @@ class Source(Frozen):
                 raise ValueError(f"uri {uri} holds {kind}, but domain says {value['domain']}; leave domain out")
             value = {"domain": kind, **value}
         return {**value, "name": value.get("name") or value.get("domain", "")}
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_credentials(cls, value: str) -> str:
+        return without_credentials(value)
 
     @field_validator("encoding")
     @classmethod

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from contract.config import canonical_json
 from contract.errors import IntegrityError, StorageError
 from contract.ledger import Ledger
+from store.checked import dump_checked, load_checked
 from store.digests import digest_of_bytes, read_digest
 from store.storage import Storage, matches
 
@@ -165,34 +166,49 @@ class Artifact(Files):
 def find(storage: Storage, stage: str, fingerprint: str) -> Artifact | None:
     """The artifact of the highest valid manifest, or None."""
     for entry in reversed(storage.list(folder_of(stage, fingerprint) + "manifest-")):
-        try:
-            manifest = json.loads(storage.read(entry.path))
-        except (ValueError, FileNotFoundError):
-            continue  # not a manifest: what is no valid manifest does not count
-        if manifest.get("schema", 0) > SCHEMA:
-            raise StorageError(
-                f"{entry.path} has manifest schema {manifest['schema']}, this version reads up to {SCHEMA}. "
-                "Upgrade Bessemer, or use another root."
-            )
-        if manifest.get("fingerprint") == fingerprint and manifest.get("nonce"):
-            return Artifact(storage, manifest)
+        artifact = read_manifest(storage, entry.path)
+        if artifact is not None and artifact.fingerprint == fingerprint:
+            return artifact
     return None
 
 
+def read_manifest(storage: Storage, path: str) -> Artifact | None:
+    """The artifact that one manifest names; None for what is not as it was written: it does not count. Refuses a newer schema."""
+    try:
+        manifest = load_checked(storage.read(path))
+    except (ValueError, FileNotFoundError):
+        return None
+    if manifest.get("schema", 0) > SCHEMA:
+        raise StorageError(
+            f"{path} has manifest schema {manifest['schema']}, this version reads up to {SCHEMA}. Upgrade Bessemer, or use another root."
+        )
+    return Artifact(storage, manifest) if manifest.get("fingerprint") and manifest.get("nonce") else None
+
+
+def unreadable(storage: Storage, stage: str, fingerprint: str) -> list[str]:
+    """Manifests of a fingerprint that are no manifests (any more), by name."""
+    entries = storage.list(folder_of(stage, fingerprint) + "manifest-")
+    return [entry.path.rpartition("/")[2] for entry in entries if read_manifest(storage, entry.path) is None]
+
+
 def publish(storage: Storage, manifest: dict[str, Any], files: Sequence[FileRecord], after: int) -> Artifact:
-    """Write manifest number `after` + 1 if it is absent. Returns the artifact that counts: ours, or that of a faster run."""
+    """Write manifest number `after` + 1 if it is absent. Returns the artifact that counts: ours, or that of a faster run.
+
+    A number whose manifest cannot be read any more is passed over.
+    """
     number = after + 1
-    whole = manifest | {
-        "schema": SCHEMA,
-        "number": number,
-        "nonce": secrets.token_hex(16),
-        "digest": content_digest(files),
-        "files": [asdict(record) for record in sorted(files, key=lambda record: record.name)],
-    }
-    path = f"{folder_of(manifest['stage'], manifest['fingerprint'])}manifest-{number:06d}.json"
-    if storage.create(path, json.dumps(whole, indent=1, ensure_ascii=False).encode()):
-        return Artifact(storage, whole)
-    other = find(storage, manifest["stage"], manifest["fingerprint"])
-    if other is None:
-        raise StorageError(f"{storage.uri}/{path} exists and cannot be read as a manifest. Move it away and run again.")
-    return other
+    while True:
+        whole = manifest | {
+            "schema": SCHEMA,
+            "number": number,
+            "nonce": secrets.token_hex(16),
+            "digest": content_digest(files),
+            "files": [asdict(record) for record in sorted(files, key=lambda record: record.name)],
+        }
+        path = f"{folder_of(manifest['stage'], manifest['fingerprint'])}manifest-{number:06d}.json"
+        if storage.create(path, dump_checked(whole, indent=1)):
+            return Artifact(storage, whole)
+        other = find(storage, manifest["stage"], manifest["fingerprint"])
+        if other is not None and other.manifest["number"] >= number:
+            return other
+        number += 1

@@ -5,7 +5,6 @@ returned. It holds the basis (the digests of the inputs), so a part made from ot
 """
 
 import io
-import json
 import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from contract.errors import IntegrityError
 from store.artifact import FileRecord, Files, folder_of
+from store.checked import dump_checked, load_checked
 from store.digests import digest_of_bytes, read_digest
 from store.storage import Storage, matches
 
@@ -53,21 +53,34 @@ class Attempt:
 
     def seal(self, part: str, files: Iterable[FileRecord], result: dict[str, Any]) -> None:
         value = {"basis": self.basis, "files": [asdict(record) for record in files], "result": result}
-        self.storage.write(f"{self.folder}{part}.seal", json.dumps(value).encode())
+        self.storage.write(f"{self.folder}{part}.seal", dump_checked(value))
 
     def sealed(self) -> dict[str, tuple[list[FileRecord], dict[str, Any]]]:
         """Parts that any attempt of this fingerprint finished from the same inputs and whose files are still whole."""
-        entries = {entry.path: entry for entry in self.storage.list(folder_of(self.stage, self.fingerprint))}
+        folder = folder_of(self.stage, self.fingerprint)
+        if any(entry.path.endswith(".seal") for entry in self.storage.list(folder)):
+            self.storage.write(f"{self.folder}ADOPTING", b"")  # from here on a clean-up leaves all attempts of this fingerprint alone
+        entries = {entry.path: entry for entry in self.storage.list(folder)}
         found: dict[str, tuple[list[FileRecord], dict[str, Any]]] = {}
         for path in entries:
             if not path.endswith(".seal"):
                 continue
-            value = json.loads(self.storage.read(path))
+            try:
+                value = load_checked(self.storage.read(path))
+            except (ValueError, FileNotFoundError):
+                continue  # changed, or tidied away meanwhile: the part is worked on again
             files = [FileRecord(**record) for record in value["files"]]
             whole = all(matches(self.storage, entries.get(f.path), f.size, f.digest, f.token) for f in files)
             if value["basis"] == self.basis and whole:
                 found[path.split("/", 4)[-1].removesuffix(".seal")] = (files, value["result"])
         return found
+
+    def lost(self, files: Iterable[FileRecord]) -> str | None:
+        """The first adopted file that is gone from the store (a clean-up took it), or None."""
+        folder = folder_of(self.stage, self.fingerprint)
+        adopted = [record for record in files if not record.path.startswith(self.folder)]
+        there = {entry.path for entry in self.storage.list(folder)} if adopted else set()
+        return next((record.name for record in adopted if record.path not in there), None)
 
     def tidy(self, named: set[str]) -> None:
         """Delete this attempt's own files but those named; other attempts' are not ours to delete."""

@@ -3,13 +3,13 @@
 <attempt>/checkpoints/step-<n>/<file>, then step-<n>/WHOLE, which names the files with their digests. No WHOLE, no checkpoint.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from store.artifact import FileRecord
 from store.attempt import Attempt, Reader
+from store.checked import dump_checked, load_checked
 from store.config import StorageConfig
 from store.storage import matches, open_root
 
@@ -35,7 +35,7 @@ class Checkpoints:
         name = f"checkpoints/step-{step:09d}"
         records = [self.attempt.file(f"{name}/{path.relative_to(folder).as_posix()}", path, content=False) for path in files]
         value = {"basis": self.attempt.basis, "step": step, "files": [asdict(record) for record in records]}
-        self.attempt.storage.write(f"{self.attempt.folder}{name}/WHOLE", json.dumps(value).encode())
+        self.attempt.storage.write(f"{self.attempt.folder}{name}/WHOLE", dump_checked(value))
 
     def latest(self) -> tuple[int, Path] | None:
         """The highest whole step of all attempts on the same inputs, as a local folder; damaged ones are passed over."""
@@ -61,7 +61,10 @@ class Checkpoints:
         found = []
         for path in entries:
             if path.endswith("/WHOLE"):
-                value = json.loads(storage.read(path))
+                try:
+                    value = load_checked(storage.read(path))
+                except (ValueError, FileNotFoundError):
+                    continue  # changed, or deleted meanwhile: no checkpoint
                 files = [FileRecord(**record) for record in value["files"]]
                 if value["basis"] == self.attempt.basis and all(
                     matches(storage, entries.get(f.path), f.size, f.digest, f.token) for f in files

@@ -52,9 +52,10 @@ def _take(storage: Storage, name: str, owner: str, waiting: Callable[[str], None
         entries = storage.list(folder)
         number, holder, expires = 0, "", 0.0
         if entries:
-            with contextlib.suppress(FileNotFoundError):
+            number = int(entries[-1].path[-14:-5])
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # gone, or changed: as good as free
                 last = json.loads(storage.read(entries[-1].path))
-                number, holder, expires = int(entries[-1].path[-14:-5]), last["owner"], last["expires"]
+                holder, expires = str(last["owner"]), float(last["expires"])
         now = storage.now()
         if expires < now:
             path = f"{folder}{number + 1:09d}.json"

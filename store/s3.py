@@ -2,33 +2,53 @@
 
 import contextlib
 import email.utils
+import hashlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import boto3
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ResponseStreamingError,
+)
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from contract.errors import InputError, PipelineError, StorageError, TransientError
 from store.storage import Entry
 
 # Below 1 GiB an object goes up in one request, so that its ETag and its presence appear together.
 TRANSFER = TransferConfig(multipart_threshold=2**30, multipart_chunksize=2**28, max_concurrency=4)
-SHARED_FAULTS = {"ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "RequestTimeTooSkewed"}
+# The numbers are all that an answer to HEAD tells.
+SHARED_FAULTS = {"ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "RequestTimeTooSkewed", "400", "403"}
+
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S, RETRIES = 10.0, 60.0, 8
+BROKEN = (HTTPError, IncompleteReadError, ResponseStreamingError, ResponseParserError, FlexibleChecksumError)
+"""A body that broke off, stood still, or failed its checksum; boto3 lets urllib3's own errors through."""
+READS = 6
+"""Answers whose body broke off, or was not what its checksum says, before a read is given up."""
+Taken = TypeVar("Taken")
 
 
 @lru_cache(maxsize=8)
 def _client(endpoint_url: str | None) -> Any:
     config = Config(
-        retries={"mode": "standard", "max_attempts": 8},
-        connect_timeout=10,
-        read_timeout=60,
+        retries={"mode": "standard", "max_attempts": RETRIES},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
         s3={"addressing_style": "path"} if endpoint_url else {},
     )
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
@@ -57,23 +77,48 @@ class S3Storage:
     def _calls(self, path: str) -> Iterator[Any]:
         try:
             yield _client(self.endpoint_url)
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, HTTPError) as error:
             raise _said(error, f"{self.uri}/{path}") from error
+        except Boto3Error as error:  # a transfer's, with the fault that ended it inside
+            raise _said(error.__context__ if isinstance(error.__context__, ClientError) else error, f"{self.uri}/{path}") from error
+
+    def _again(self, path: str, call: Callable[[Any], Taken]) -> Taken:
+        """`call`, again while the body of its answer breaks off: boto3 itself retries only up to the headers."""
+        fault: Exception | None = None
+        for attempt in range(READS):
+            with self._calls(path) as client:
+                try:
+                    return call(client)
+                except BROKEN as error:
+                    fault = error
+            time.sleep(0.1 * 2**attempt)
+        raise TransientError(f"{self.uri}/{path}: {READS} answers in a row broke off ({fault}); run again")
+
+    def _get(self, path: str, take: Callable[[Any], Taken]) -> Taken:
+        """What `take` makes of an object's body, the whole of it."""
+
+        def whole(client: Any) -> Taken:
+            body = client.get_object(Bucket=self.bucket, Key=self._key(path))["Body"]
+            try:
+                return take(body)
+            except (BotoCoreError, OSError) as error:
+                raise HTTPError(error) from error
+
+        return self._again(path, whole)
 
     def read(self, path: str) -> bytes:
-        for attempt in range(5):
-            with self._calls(path) as client:
-                answer = client.get_object(Bucket=self.bucket, Key=self._key(path))
-                try:
-                    data = answer["Body"].read()
-                except (BotoCoreError, OSError):  # the body broke off: boto3 retries only up to its headers
-                    if attempt == 4:
-                        raise
-                    time.sleep(0.2 * 2**attempt)
-                    continue
-                if len(data) == answer["ContentLength"]:
-                    return bytes(data)
-        raise TransientError(f"{self.uri}/{path}: five answers in a row broke off; run again")
+        return self._get(path, lambda body: bytes(body.read()))
+
+    def digest(self, path: str) -> str:
+        """SHA-256 of the stored bytes, every one of them read."""
+
+        def take(body: Any) -> str:
+            digest = hashlib.sha256()
+            for chunk in body.iter_chunks(1 << 20):
+                digest.update(chunk)
+            return digest.hexdigest()
+
+        return self._get(path, take)
 
     def open(self, path: str) -> BinaryIO:
         with self._calls(path) as client:
@@ -108,14 +153,35 @@ class S3Storage:
         raise TransientError(f"{self.uri}/{path}: the store answered 409 six times; run again")
 
     def fetch(self, path: str, to: Path) -> None:
-        with self._calls(path) as client:
+        def whole(client: Any) -> None:
             client.download_file(self.bucket, self._key(path), str(to), Config=TRANSFER)
+            size = client.head_object(Bucket=self.bucket, Key=self._key(path))["ContentLength"]
+            if to.stat().st_size != size:
+                raise IncompleteReadError(actual_bytes=to.stat().st_size, expected_bytes=size)
+
+        self._again(path, whole)
+
+    def halves(self, prefix: str, before: float, delete: bool = False) -> list[Entry]:
+        """Uploads in parts that a killed process left unfinished, older than `before`; aborted when asked to. Their size is not told."""
+        cut, found = len(self._key("")), []
+        with self._calls(prefix) as client:
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+            for upload in [upload for page in pages for upload in page.get("Uploads", [])]:
+                if upload["Initiated"].timestamp() < before:
+                    found.append(Entry(upload["Key"][cut:], 0, None, upload["Initiated"].timestamp()))
+                    if delete:
+                        client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        return found
 
     def list(self, prefix: str) -> list[Entry]:
         cut = len(self._key(""))
-        with self._calls(prefix) as client:
+
+        def whole(client: Any) -> list[dict[str, Any]]:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
-            return [Entry(item["Key"][cut:], item["Size"], item["ETag"]) for page in pages for item in page.get("Contents", [])]
+            return [item for page in pages for item in page.get("Contents", [])]
+
+        items = self._again(prefix, whole)
+        return [Entry(item["Key"][cut:], item["Size"], item["ETag"], item["LastModified"].timestamp()) for item in items]
 
     def stat(self, path: str) -> Entry | None:
         with self._calls(path) as client:
@@ -125,16 +191,18 @@ class S3Storage:
                 if _code(error) in ("404", "NoSuchKey"):
                     return None
                 raise
-            return Entry(path, answer["ContentLength"], answer["ETag"])
+            return Entry(path, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
 
     def delete(self, path: str) -> None:
         with self._calls(path) as client:
             client.delete_object(Bucket=self.bucket, Key=self._key(path))
 
+    def drop_empty_folder(self, path: str) -> None:
+        """S3 has no folders."""
+
     def now(self) -> float:
         """The server's clock, from the Date header: locks of several machines are judged by one clock."""
-        with self._calls("") as client:
-            answer = client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+        answer = self._again("", lambda client: client.list_objects_v2(Bucket=self.bucket, MaxKeys=1))
         return email.utils.parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
 
     def probe(self) -> None:

@@ -10,13 +10,13 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlparse
 
 from contract.errors import ConfigError, InputError, StorageError
-from store.digests import digest_of_file
+from store.digests import digest_of_file, read_digest
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,25 @@ class Entry:
     path: str
     size: int
     token: str | None
+    modified: float = field(default=0.0, compare=False)
+    """When it was written, by the store's clock; known of listed files."""
 
 
 class Storage(Protocol):
     @property
     def uri(self) -> str: ...
     def read(self, path: str) -> bytes: ...
+    def digest(self, path: str) -> str: ...
     def open(self, path: str) -> BinaryIO: ...
     def write(self, path: str, data: bytes) -> Entry: ...
     def put(self, path: str, local: Path) -> Entry: ...
     def create(self, path: str, data: bytes) -> bool: ...
     def fetch(self, path: str, to: Path) -> None: ...
+    def halves(self, prefix: str, before: float, delete: bool = False) -> list[Entry]: ...
     def list(self, prefix: str) -> list[Entry]: ...
     def stat(self, path: str) -> Entry | None: ...
     def delete(self, path: str) -> None: ...
+    def drop_empty_folder(self, path: str) -> None: ...
     def now(self) -> float: ...
     def local(self, path: str) -> Path | None: ...
     def probe(self) -> None: ...
@@ -75,6 +80,10 @@ class LocalStorage:
 
     def read(self, path: str) -> bytes:
         return self.local(path).read_bytes()
+
+    def digest(self, path: str) -> str:
+        """SHA-256 of the stored bytes, every one of them read."""
+        return read_digest(self.local(path))
 
     def open(self, path: str) -> BinaryIO:
         return self.local(path).open("rb")
@@ -126,6 +135,19 @@ class LocalStorage:
     def fetch(self, path: str, to: Path) -> None:
         shutil.copyfile(self.local(path), to)
 
+    def halves(self, prefix: str, before: float, delete: bool = False) -> list[Entry]:
+        """Files that a killed process left half-written, older than `before`; deleted when asked to."""
+        found = []
+        for folder, _, names in os.walk(self.local(prefix)):
+            for file in (Path(folder, name) for name in names if name.startswith(".partial-")):
+                with contextlib.suppress(FileNotFoundError):  # it took its name meanwhile
+                    entry = _entry(file.relative_to(self.root).as_posix(), file)
+                    found += [entry] if entry.modified < before else []
+        if delete:
+            for entry in found:
+                self.delete(entry.path)
+        return sorted(found, key=lambda entry: entry.path)
+
     def list(self, prefix: str) -> list[Entry]:
         """Every file whose path starts with `prefix`, sorted by path; half-written ones are not there yet."""
         base = self.local(prefix)
@@ -137,17 +159,24 @@ class LocalStorage:
                 path = file.relative_to(self.root).as_posix()
                 if path.startswith(prefix) and not name.startswith(".partial-"):
                     with contextlib.suppress(FileNotFoundError):
-                        found.append(Entry(path, file.stat().st_size, None))
+                        found.append(_entry(path, file))
         return sorted(found, key=lambda entry: entry.path)
 
     def stat(self, path: str) -> Entry | None:
         try:
-            return Entry(path, self.local(path).stat().st_size, None)
+            return _entry(path, self.local(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def delete(self, path: str) -> None:
-        self.local(path).unlink(missing_ok=True)
+        with _said(self.local(path)):
+            self.local(path).unlink(missing_ok=True)
+
+    def drop_empty_folder(self, path: str) -> None:
+        """Remove a folder and its subfolders where no file is left. Only for folders that nobody else writes to any more."""
+        for parent, _, _ in os.walk(self.local(path), topdown=False):
+            with contextlib.suppress(OSError):  # not empty
+                Path(parent).rmdir()
 
     def now(self) -> float:
         return time.time()
@@ -173,6 +202,12 @@ def matches(storage: Storage, entry: Entry | None, size: int, digest: str, token
         return False
     local = storage.local(entry.path)
     return digest_of_file(local) == digest if local is not None else entry.token == token
+
+
+def _entry(path: str, file: Path) -> Entry:
+    """A hard link keeps its file's mtime; the ctime is when it came here."""
+    stat = file.stat()
+    return Entry(path, stat.st_size, None, max(stat.st_mtime, stat.st_ctime))
 
 
 def _beside(final: Path) -> Path:

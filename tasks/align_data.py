@@ -24,6 +24,7 @@ from sources.plan import Selection, plan_parts
 from sources.preferences import Pair, draw, negatives, pair_of, shuffled
 from sources.reader import Opener
 from sources.reading import rows_of
+from sources.removals import Removals
 from sources.rows import Document, Unreadable
 from store.artifact import Artifact
 from tasks.ingest import selections, source_digests
@@ -90,7 +91,8 @@ def _read(config: AlignDataIdentity, out: Output) -> list[Pair]:
         raise InputError("align_data.sources has no files: give environment:conversation, or JSON lines with chosen and rejected")
     opener = Opener(config.reading.endpoint_url, str(out.scratch / "fetched"))
     plan = plan_parts(chosen, config.reading.ingest.part_bytes, opener)
-    shared = {"config": config, "sources": [_with_shape(s, config, opener) for s in chosen], "opener": opener}
+    removals = Removals.load(out.attempt.storage, [source.name for source in config.reading.sources])
+    shared = {"config": config, "sources": [_with_shape(s, config, opener) for s in chosen], "opener": opener, "removals": removals}
     parts = [Part(f"pairs-{number:05d}", {**shared, "pieces": pieces, "number": number}) for number, pieces in enumerate(plan)]
     results = map_parts(out, read_pairs, parts)
     if unreadable := sum(result["unreadable"] for result in results):
@@ -120,7 +122,10 @@ def read_pairs(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
     """The usable pairs of one part: those within the lengths asked for."""
     limits: AlignDataConfig = spec["config"].align_data
     found, unreadable, first = [], 0, ""
-    for _, _, row in rows_of(spec["pieces"], spec["sources"], spec["config"].reading.ingest, spec["opener"]):
+    removals: Removals = spec["removals"]
+    for source, _, row in rows_of(spec["pieces"], spec["sources"], spec["config"].reading.ingest, spec["opener"]):
+        if isinstance(row, Document) and removals.hit(source.name, source.license, row):
+            continue
         pair = pair_of(row) if isinstance(row, Document) else None
         if pair is not None and _fits(pair, limits):
             found.append(pair)

@@ -15,6 +15,7 @@ from sources.environment import Environment
 from sources.plan import Piece, Selection, digest_of_selection, plan_parts, select
 from sources.reader import Opener
 from sources.reading import rows_of
+from sources.removals import Removals
 from sources.rows import Batch, Document, Unreadable, quarantine_table
 from store.digests import digests_of_files
 from store.storage import Storage
@@ -28,8 +29,9 @@ def selections(config: IngestIdentity) -> list[Selection]:
 
 
 def source_digests(config: IngestIdentity, storage: Storage) -> dict[str, str]:
-    """A digest a source, of the bytes that will be read."""
-    return {selection.source.name: digest_of_selection(selection) for selection in selections(config)}
+    """A digest a source, of the bytes that will be read, and one of what was taken down of these sources."""
+    names = [source.name for source in config.sources]
+    return {s.source.name: digest_of_selection(s) for s in selections(config)} | Removals.load(storage, names).external()
 
 
 @stage(
@@ -48,7 +50,9 @@ def ingest(config: IngestIdentity, out: Output) -> Ledger:
     chosen = selections(config)
     opener = Opener(config.endpoint_url, str(out.scratch / "fetched"))
     plan = plan_parts(chosen, config.ingest.part_bytes, opener)
-    parts = [Part(f"part-{i:05d}", {"pieces": pieces, "config": config, "opener": opener, "number": i}) for i, pieces in enumerate(plan)]
+    removals = Removals.load(out.attempt.storage, [source.name for source in config.sources])
+    shared = {"config": config, "opener": opener, "removals": removals}
+    parts = [Part(f"part-{i:05d}", {**shared, "pieces": pieces, "number": i}) for i, pieces in enumerate(plan)]
     results = map_parts(out, read_part, parts)
     bad = [out.reader.table(name) for name in out.reader.names("quarantine-")]
     quarantine = pa.concat_tables([QUARANTINE.empty_table(), *bad])
@@ -67,9 +71,12 @@ def read_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
     number, batch, files = spec["number"], Batch(), 0
     bad: list[tuple[str, Unreadable]] = []
     documents, size = Counter[str](), Counter[str]()
-    blank = 0
+    removals: Removals = spec["removals"]
+    blank, removed = 0, Counter[str]()
     for source, _, row in rows_of(pieces, config.sources, config.ingest, spec["opener"]):
-        if isinstance(row, Document):
+        if isinstance(row, Document) and removals.hit(source.name, source.license, row):
+            removed[source.name] += 1
+        elif isinstance(row, Document):
             if batch.text_bytes > 2 * config.ingest.part_bytes:
                 write.table(_name(number, files), batch.table())
                 batch, files = Batch(), files + 1
@@ -83,8 +90,9 @@ def read_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
         write.table(_name(number, files), batch.table())
     write.table(f"quarantine-{number:05d}.parquet", quarantine_table(bad), content=False)
     out = documents.total()
-    count = Count(came_in=out + len(bad) + blank, out=out, dropped={"blank": blank}, quarantined=len(bad))
-    return {"count": count.to_json(), "documents": dict(documents), "bytes": dict(size)}
+    dropped = {"blank": blank} | ({"removed": removed.total()} if removals.rules else {})
+    count = Count(came_in=out + len(bad) + sum(dropped.values()), out=out, dropped=dropped, quarantined=len(bad))
+    return {"count": count.to_json(), "documents": dict(documents), "bytes": dict(size), "removed": dict(removed)}
 
 
 def _name(part: int, file: int) -> str:
@@ -125,10 +133,10 @@ def _first(quarantine: pa.Table) -> str:
 
 
 def _refuse_empty(chosen: list[Selection], results: list[dict[str, Any]], quarantine: pa.Table) -> None:
-    documents = _sums(results, "documents")
+    documents, removed = _sums(results, "documents"), _sums(results, "removed")
     for selection in chosen:
         source: Source = selection.source
-        if selection.files and not documents[source.name]:
+        if selection.files and not documents[source.name] and not removed[source.name]:
             own = quarantine.filter(pc.starts_with(quarantine["uri"], f"{source.name}:"))
             why = f"{len(own):,} records are unreadable, {_first(own)}" if len(own) else "its files hold no text"
             raise InputError(f"source {source.name}: no document in {source.uri}: {why}. Correct the source, or leave it out.")

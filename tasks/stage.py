@@ -20,10 +20,11 @@ import orjson
 import pyarrow as pa
 
 from contract.config import Frozen, RunOptions, canonical_json
-from contract.errors import IntegrityError, PipelineError, StageFailed, StorageError
+from contract.errors import IntegrityError, PipelineError, StageFailed, StorageError, TransientError
 from contract.ledger import Ledger
-from store.artifact import Artifact, FileRecord, find, publish
+from store.artifact import Artifact, FileRecord, find, publish, unreadable
 from store.attempt import Attempt, Reader
+from store.checked import dump_checked, load_checked
 from store.checkpoints import Checkpoints
 from store.locks import hold
 from store.storage import Storage
@@ -197,7 +198,9 @@ class Engine:
     def _why(self, stage: Stage, identity: dict, inputs: Mapping[str, Artifact | Promise], found: Artifact | None, prefix: str) -> str:
         """The reason to run; empty when the artifact found can be reused."""
         if found is None:
-            return difference(self._last(stage.name), identity, prefix)
+            why = difference(self._last(stage.name), identity, prefix)
+            changed = unreadable(self.storage, stage.name, hashlib.sha256(canonical_json(identity)).hexdigest())
+            return f"{changed[0]} is changed in the store" if changed else why
         if self.force(stage.name):
             return "forced"
         if name := found.damaged():
@@ -244,6 +247,8 @@ class Engine:
             ledger = stage.work(**inputs, config=planned.config, out=out)
             _check(stage, ledger, inputs, out)
             self._unmoved(planned)
+            if name := attempt.lost(out.files.values()):
+                raise TransientError(f"{stage.name}: {name}, which was adopted from an earlier attempt, is gone from the store; run again")
             manifest = {
                 "stage": stage.name,
                 "version": stage.version,
@@ -286,14 +291,15 @@ class Engine:
         return f"last/{self.scope}/{name}.json"
 
     def _last(self, name: str) -> dict | None:
-        if self.storage.stat(self._pointer(name)) is None:
+        try:
+            return load_checked(self.storage.read(self._pointer(name)))
+        except (ValueError, FileNotFoundError):  # a pointer only explains misses: a changed one explains nothing
             return None
-        return dict(orjson.loads(self.storage.read(self._pointer(name))))
 
     def _remember(self, planned: Planned) -> None:
         """Note what this preset used last; it is compared with at the next miss, and listed by `bessemer status`."""
         if self._last(planned.stage.name) != planned.identity:
-            self.storage.write(self._pointer(planned.stage.name), orjson.dumps(planned.identity))
+            self.storage.write(self._pointer(planned.stage.name), dump_checked(planned.identity))
 
 
 def _dotted(config: object, slice_: object, prefix: str = "") -> str:

@@ -15,6 +15,7 @@ from evaluation.gold import MODEL, Gold, Squash, distinct_3, ends, tokens
 from filters.config_split import SplitConfig
 from filters.split import GROUPS
 from sources.config import AlignDataConfig, IngestConfig, Source
+from sources.removals import Removal, record
 from store.artifact import Artifact
 from store.storage import open_root
 from tasks.align_data import align_data
@@ -170,3 +171,14 @@ def test_each_part_of_the_judge_is_what_it_says() -> None:
     assert (distinct_3("one two"), ends("x", True), ends("x.", True), ends("x.", False)) == (0.0, 0.5, 1.0, 0.0)
     true, mixed = [-1.0, -1.2], [-2.0, -2.2]
     assert np.allclose(Squash.between(true, mixed)(np.mean(true)), 1 / (1 + np.exp(-1)))
+
+
+def test_a_pair_that_was_taken_down_is_in_no_table(tmp_path: Path, pairs: Path) -> None:
+    lines = pairs.read_bytes().splitlines(keepends=True)
+    locator, prompt = f"{pairs.name}:{sum(map(len, lines[:15]))}", json.loads(lines[15])["prompt"]
+    before = run(tmp_path / "root", pairs)
+    record(open_root(str(tmp_path / "root")), Removal(kind="url", value=locator, sources=("conversation",)))
+    after = run(tmp_path / "root", pairs)
+    prompts = [made.table("sft.parquet")["prompt"].to_pylist() for made in (before, after)]
+    assert prompt in prompts[0] and prompt not in prompts[1]
+    assert prompt not in after.table("preferences.parquet")["prompt"].to_pylist()

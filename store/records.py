@@ -1,0 +1,106 @@
+"""What a run was asked for and what it used: runs/<time>-<id>.json, written at its start, at every artifact, and at its end.
+
+A record is what `bessemer gc` keeps artifacts by. It decides nothing else: no stage reads it.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from contract.errors import ComeAgain, PipelineError
+from store.artifact import Artifact
+from store.checked import dump_checked, load_checked
+from store.storage import Entry, Storage
+
+FOLDER = "runs/"
+Mark = tuple[str, int, float]
+SECRET_NAMES = re.compile(r"(SECRET|TOKEN|PASSWORD|API_KEY|AUTH_STRING|ACCESS_KEY_ID)", re.IGNORECASE)
+LEAST_SECRET_CHARS = 8
+
+
+@dataclass
+class RunRecord:
+    storage: Storage
+    path: str
+    value: dict[str, Any]
+    _used: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> "RunRecord":
+        now = storage.now()
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{secrets.token_hex(4)}"
+        value = {"flow": flow, "preset": preset, "overrides": overrides, "started": now, "ended": None, "state": "running", "message": ""}
+        record = cls(storage, f"{FOLDER}{name}.json", value)
+        record._write()
+        return record
+
+    def used(self, artifact: Artifact, state: str) -> None:
+        """Note an artifact that the run made or reused, before anything reads it."""
+        note = {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "number": artifact.manifest["number"], "state": state}
+        self._used[artifact.stage, artifact.fingerprint] = note
+        self._write()
+
+    def end(self, state: str, message: str = "") -> None:
+        self.value |= {"state": state, "message": message, "ended": self.storage.now()}
+        self._write()
+
+    def _write(self) -> None:
+        whole = self.value | {"artifacts": list(self._used.values())}
+        self.storage.write(self.path, dump_checked(_hidden(whole), indent=1))
+
+
+@contextlib.contextmanager
+def recorded(storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> Iterator[RunRecord]:
+    """A record of the block: `completed`, or how it ended. What the block raises goes on; a record that cannot end stays `running`."""
+    record = RunRecord.begin(storage, flow, preset, overrides)
+    try:
+        yield record
+    except BaseException as error:
+        with contextlib.suppress(PipelineError, OSError):
+            record.end(*_ending(error))
+        raise
+    record.end("completed")
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    if isinstance(error, ComeAgain) or (isinstance(error, SystemExit) and error.code == ComeAgain.exit_code):
+        return "checkpointed", "stopped by SIGTERM; the same run goes on from here"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "stopped", ""
+    said = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+    return "failed", said
+
+
+def _hidden(value: Any) -> Any:
+    """The value with what the environment holds as secrets taken out: an error or an override may repeat one."""
+    if isinstance(value, dict):
+        return {key: _hidden(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(inner) for inner in value]
+    if isinstance(value, str):
+        for name, secret in os.environ.items():
+            if SECRET_NAMES.search(name) and len(secret) >= LEAST_SECRET_CHARS and secret in value:
+                value = value.replace(secret, f"<{name}>")
+        return value
+    return value if value is None or isinstance(value, int | float | bool) else str(value)
+
+
+def records(storage: Storage, known: Container[Mark] = ()) -> Iterator[tuple[Entry, dict[str, Any]]]:
+    """Every readable record, oldest first, but those that are still as they were when they were `known`."""
+    for entry in storage.list(FOLDER):
+        if mark(entry) in known:
+            continue
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            value = load_checked(storage.read(entry.path))
+            if isinstance(value.get("artifacts"), list) and isinstance(value.get("started"), int | float):
+                yield entry, value
+
+
+def mark(entry: Entry) -> Mark:
+    """What tells a record from the same one written again: it only grows."""
+    return entry.path, entry.size, entry.modified

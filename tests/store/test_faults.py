@@ -1,0 +1,175 @@
+"""Storage faults served for real: whatever the store does between us and it, the digests are those of an undisturbed run.
+
+BESSEMER_FAULTS=1000 serves that many at least (`make faults-all`); 100 by default.
+"""
+
+import itertools
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+from pathlib import Path
+
+import boto3
+import pytest
+
+from contract.errors import InputError, PipelineError, TransientError
+from store.digests import digest_of_bytes
+from store.storage import Storage, open_root
+from store.verify import verify
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "tasks"), str(Path(__file__).parent)]
+import toy  # noqa: E402
+from fault_proxy import FINAL, HEALING, FaultProxy  # noqa: E402
+
+WANTED = int(os.environ.get("BESSEMER_FAULTS", "100"))
+SEED = int(os.environ.get("BESSEMER_FAULTS_SEED", "1"))
+AT_ONCE = 8
+
+
+def through(proxy: FaultProxy, storage: Storage, folder: str = "") -> Storage:
+    return open_root(f"{storage.uri}/{folder}".rstrip("/"), proxy.url)
+
+
+def test_pipelines_through_a_faulty_store_end_with_the_same_digests(s3: Storage, s3_server: str, local: Storage):
+    """Many at once, as the waiting is most of their time; each pipeline goes on from where a fault that outlived all retries left it."""
+    want = [artifact.digest for artifact in toy.pipeline(toy.engine(local, toy.Config(count=6)))]
+    digests: list[list[str]] = []
+    given_up: list[str] = []
+    numbers = itertools.count()
+
+    def runs() -> None:
+        while sum(proxy.served.values()) < WANTED:
+            storage = through(proxy, s3, f"run-{next(numbers)}")
+            for _ in range(10):
+                try:
+                    digests.append([artifact.digest for artifact in toy.pipeline(toy.engine(storage, toy.Config(count=6)))])
+                    break
+                except TransientError as error:
+                    given_up.append(str(error))
+
+    with FaultProxy(s3_server, rate=0.2, seed=SEED) as proxy:
+        threads = [threading.Thread(target=runs) for _ in range(AT_ONCE)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    print(f"{sum(proxy.served.values())} faults in {proxy.requests} requests: {dict(proxy.served)}; {len(given_up)} given up; seed {SEED}")
+    assert sum(proxy.served.values()) >= WANTED
+    assert {*proxy.served} == {*HEALING}, "every kind was served"
+    assert len(digests) == next(numbers) and all(found == want for found in digests)
+    verdict = verify(s3, lambda *_: None)
+    assert not verdict.faults
+
+
+@pytest.mark.parametrize("kind", ["reset_in_body", "short_body", "lying_length", "lost_answer", "reset_in_request"])
+def test_every_call_lives_through_a_broken_answer(s3: Storage, s3_server: str, tmp_path: Path, kind: str):
+    data = secrets.token_bytes(100_000)
+    (tmp_path / "file").write_bytes(data)
+    with FaultProxy(s3_server, rate=1.0, seed=SEED, kinds=[kind]) as proxy:
+        proxy.draw = once(proxy, kind)  # type: ignore[method-assign]
+        store = through(proxy, s3)
+        assert store.create("made", data)
+        store.put("put", tmp_path / "file")
+        store.write("written", data)
+        for path in ("made", "put", "written"):
+            assert store.read(path) == data
+            assert store.digest(path) == digest_of_bytes(data)
+            store.fetch(path, tmp_path / "fetched")
+            assert (tmp_path / "fetched").read_bytes() == data
+        assert [entry.size for entry in store.list("")] == [len(data)] * 3
+        store.delete("made")
+        assert store.stat("made") is None
+    assert proxy.served[kind] >= 3
+
+
+def once(proxy: FaultProxy, kind: str):
+    """Every other request that can show the fault does."""
+    turns = itertools.count()
+
+    def draw(method: str) -> str | None:
+        from fault_proxy import _can
+
+        return kind if _can(kind, method) and next(turns) % 2 == 0 else None
+
+    return draw
+
+
+def test_a_store_that_stands_still_is_asked_again(s3: Storage, s3_server: str, monkeypatch):
+    monkeypatch.setattr("store.s3.READ_TIMEOUT_S", 0.4)
+    s3.write("a", b"bytes that come late")
+    with FaultProxy(s3_server, rate=1.0, seed=SEED, kinds=["stall"], stall_s=1.5) as proxy:
+        proxy.draw = once(proxy, "stall")  # type: ignore[method-assign]
+        assert through(proxy, s3).read("a") == b"bytes that come late"
+    assert proxy.served["stall"] == 1
+
+
+@pytest.mark.parametrize("kind", FINAL)
+def test_credentials_and_clocks_end_a_run_at_once_with_nothing_half_visible(s3: Storage, s3_server: str, kind: str, tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"x")
+    with FaultProxy(s3_server, rate=1.0, seed=SEED, kinds=[kind]) as proxy:
+        store, started = through(proxy, s3), time.monotonic()
+        calls = (store.probe, lambda: toy.pipeline(toy.engine(store)), lambda: store.put("x", tmp_path / "file"), lambda: store.stat("x"))
+        for call in calls:
+            with pytest.raises(InputError, match=r"S3 refused .* Check the credentials, their expiry") as raised:
+                call()
+            assert "\n" not in str(raised.value)
+        assert time.monotonic() - started < 10
+    assert s3.list("") == []
+
+
+def test_credentials_that_expire_within_a_run_leave_what_a_later_run_goes_on_from(s3: Storage, s3_server: str, local: Storage):
+    small = toy.Config(count=3)
+    want = [artifact.digest for artifact in toy.pipeline(toy.engine(local, small))]
+    with FaultProxy(s3_server, rate=0.06, seed=SEED, kinds=["expired_token"]) as proxy:
+        ended = 0
+        while ended < 60:
+            try:
+                made = toy.pipeline(toy.engine(through(proxy, s3), small))
+                break
+            except InputError:
+                ended += 1
+                assert not verify(s3, lambda *_: None).faults, "what was published is whole"
+    assert 1 <= ended <= proxy.served["expired_token"]
+    assert [artifact.digest for artifact in made] == want
+
+
+def test_a_store_that_is_gone_ends_with_a_sentence(monkeypatch):
+    monkeypatch.setattr("store.s3.RETRIES", 2)
+    with pytest.raises(TransientError, match=r"no good answer from the store .* Check storage.endpoint_url"):
+        open_root("s3://bucket/x", "http://127.0.0.1:9").read("a")
+
+
+PLANTED = {"AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED42", "AWS_SECRET_ACCESS_KEY": "planted/secret+that/nobody/may/ever/see00"}
+
+
+def test_a_planted_key_reaches_no_object_no_log_and_no_message(s3_server: str, monkeypatch, caplog, capfd):
+    """Through whole runs, one that ends well and one whose error repeats the key; the run's record, an override with it included."""
+    from store.records import recorded, records
+    from tasks.records import Recording
+
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("store.s3.RETRIES", 3)  # another client than the other tests'
+    from store.s3 import _client
+
+    _client.cache_clear()
+    caplog.set_level(logging.INFO)
+    bucket = f"bucket-{secrets.token_hex(6)}"
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
+    storage, notes = open_root(f"s3://{bucket}/x", s3_server), toy.Silent()
+    overrides = {"storage.endpoint_url": f"http://{':'.join(PLANTED.values())}@host"}
+    with recorded(storage, "toy", "toy", overrides) as record:
+        engine = toy.engine(storage)
+        toy.pipeline(type(engine)(storage, engine.config, engine.run_options, Recording(notes, record), "toy"))
+    with pytest.raises(PipelineError), recorded(storage, "toy", "toy", overrides):
+        raise PipelineError(f"the store said {PLANTED}")
+    _client.cache_clear()
+    everything = b"".join(storage.read(entry.path) for entry in storage.list(""))
+    everything += (caplog.text + str(notes.lines) + "".join(capfd.readouterr())).encode()
+    states = [value["state"] for _, value in records(storage)]
+    assert sorted(states) == ["completed", "failed"] and b"<AWS_SECRET_ACCESS_KEY>" in everything
+    for value in PLANTED.values():
+        assert value.encode() not in everything

@@ -1,0 +1,118 @@
+"""Bytes that changed behind our back: found, named and made again, whatever kind of file they are in."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors.numpy import save
+
+from contract.ledger import Ledger
+from store.attempt import Attempt
+from store.storage import Storage
+from store.verify import verify
+from tasks.stage import Output, stage
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
+import toy
+
+KINDS = ("table.parquet", "value.json", "model/model.safetensors", "log.txt")
+
+
+@stage(version=1, config=lambda c: toy.Amount(count=c.count))
+def kinds(config: toy.Amount, out: Output) -> Ledger:
+    """A file of every kind that stages publish."""
+    out.table("table.parquet", pa.table({"text": [f"document {i}" for i in range(200)]}))
+    out.json("value.json", {"figures": list(range(20))})
+    out.bytes("model/model.safetensors", save({"weight": np.arange(256, dtype=np.float32).reshape(16, 16)}))
+    out.attach("log.txt", b"what was said while it was made")
+    return Ledger()
+
+
+def make(storage: Storage):
+    engine = toy.engine(storage)
+    return engine.run(engine.plan(kinds, {})), engine.journal.lines[-1]
+
+
+def flip(storage: Storage, path: str) -> None:
+    """One bit of the middle byte; on disk under the old modification time, as a failing disk would."""
+    data = bytearray(storage.read(path))
+    data[len(data) // 2] ^= 1
+    local = storage.local(path)
+    if local is None:
+        storage.write(path, bytes(data))
+        return
+    times = local.stat()
+    with local.open("r+b") as file:
+        file.write(data)
+    os.utime(local, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def faults(storage: Storage) -> list[tuple[str, str]]:
+    return [(fault.name, fault.what) for fault in verify(storage, lambda *_: None).faults]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_flipped_byte_is_found_named_and_made_again(storage: Storage, name: str):
+    made, _ = make(storage)
+    flip(storage, made.files[name].path)
+    assert faults(storage) == [(name, "is changed: its bytes are not those recorded")]
+    again, (_, state, why) = make(storage)
+    assert (state, why) == ("ran", f"{name} is missing or changed in the store")
+    assert again.digest == made.digest and again.manifest["number"] == 2
+    assert faults(storage) == []
+
+
+def test_a_flipped_byte_in_a_manifest_is_found_named_and_made_again(storage: Storage):
+    """Also where the manifest stays JSON: in a figure, which no file's digest covers."""
+    made = toy.pipeline(toy.engine(storage))
+    path = f"artifacts/squares/{made[1].fingerprint}/manifest-000001.json"
+    data = storage.read(path)
+    assert data.count(b'"sum": 506') == 1
+    storage.write(path, data.replace(b'"sum": 506', b'"sum": 507'))
+    assert faults(storage) == [("manifest-000001.json", "is no manifest any more")]
+    again = toy.engine(storage)
+    rebuilt = toy.pipeline(again)
+    assert [line[1:] for line in again.journal.lines] == [  # type: ignore[attr-defined]
+        ("cached", ""),
+        ("ran", "manifest-000001.json is changed in the store"),
+        ("cached", ""),
+    ]
+    assert [artifact.digest for artifact in rebuilt] == [artifact.digest for artifact in made]
+    assert rebuilt[1].manifest["number"] == 2 and rebuilt[1].figures == {"sum": 506}
+
+
+def test_a_missing_and_a_short_file_are_told_apart(storage: Storage):
+    made, _ = make(storage)
+    storage.delete(made.files["value.json"].path)
+    storage.write(made.files["log.txt"].path, b"short")
+    assert faults(storage) == [("log.txt", "has 5 bytes, 31 were recorded"), ("value.json", "is missing")]
+
+
+def test_verify_asks_no_memo(local: Storage, monkeypatch):
+    made, _ = make(local)
+    flip(local, made.files["value.json"].path)
+    monkeypatch.setattr("store.digests._remembered", lambda wanted: dict.fromkeys(wanted, made.files["value.json"].digest))
+    assert faults(local) == [("value.json", "is changed: its bytes are not those recorded")]
+
+
+def test_verify_reads_every_byte_once_and_says_how_far_it_is(local: Storage):
+    toy.pipeline(toy.engine(local))
+    told: list[tuple[int, int]] = []
+    verdict = verify(local, lambda done, total, _: told.append((done, total)))
+    assert (verdict.artifacts, verdict.files) == (3, 10)
+    assert told == sorted(told) and told[0] == (0, verdict.size) and told[-1] == (verdict.size, verdict.size)
+
+
+def test_seals_pointers_and_locks_that_changed_cost_work_and_stop_nothing(local: Storage):
+    numbers = toy.pipeline(toy.engine(local))[0]
+    planned = toy.engine(local, toy.Config(power=3)).plan(toy.squares, {"numbers": numbers})
+    killed = Attempt.new(local, "squares", planned.fingerprint, "basis")
+    killed.seal("part-00000", [], {"sum": 1})
+    flip(local, killed.folder + "part-00000.seal")
+    flip(local, "last/toy/squares.json")
+    engine = toy.engine(local, toy.Config(power=3))
+    assert toy.pipeline(engine)[1].figures["sum"] == sum(n**3 for n in range(12))
+    assert engine.journal.lines[1][2] == "first run"  # type: ignore[attr-defined]
