@@ -4,10 +4,10 @@ PYTHON ?= python3.11
 IN := .venv/bin
 SERVICES := $(IN)/python -m bessemer.services
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test check up down status clean lock
+.PHONY: help setup pretrain test check test-infra deploy-workers destroy-workers up down status clean lock
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 setup: ## everything that a clean clone needs, into .venv/; nothing when nothing changed
 	@PYTHON=$(PYTHON) deployments/setup.sh
@@ -20,6 +20,15 @@ test: setup ## everything that CI runs: lint, types and all tests
 
 check: setup ## format, lint, types and the quick tests
 	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e"
+
+test-infra: setup ## GPU machines: checkov, cloud-init, systemd, then plan, apply, apply, destroy on an AWS emulator (10 minutes)
+	@$(IN)/python infra/terraform/tests/checks.py && $(IN)/python infra/terraform/tests/apply.py
+
+deploy-workers: setup ## GPU machines on AWS: plan shown, apply (ENV=dev VARS=my.tfvars STATE_BUCKET=… REGION=…)
+	@$(IN)/python deployments/deploy_workers.py apply "$(ENV)" --vars "$(VARS)" --state-bucket "$(STATE_BUCKET)" --region "$(REGION)"
+
+destroy-workers: setup ## take them down again; the data bucket is kept
+	@$(IN)/python deployments/deploy_workers.py destroy "$(ENV)" --vars "$(VARS)" --state-bucket "$(STATE_BUCKET)" --region "$(REGION)"
 
 up: setup ## Prefect server and worker in the background, on loopback (BESSEMER_PORT=4200)
 	@$(SERVICES) up

@@ -29,19 +29,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="A Prefect process worker that lets its flows say where they stopped.")
     parser.add_argument("--pool", required=True)
     parser.add_argument("--name", required=True, help="unique among the workers of the server, the same after a restart")
+    parser.add_argument("--queues", default="", help="queues of the pool to take runs from, with commas; all when not given")
+    parser.add_argument("--limit", type=int, help="the most runs at once; a machine with GPUs wants 1")
     parser.add_argument("--grace", type=float, default=90, help="seconds that flows have to checkpoint on SIGTERM")
     parser.add_argument("--alone", action="store_true", help="no other worker uses this server: runs without a worker's name are ours too")
     options = parser.parse_args()
     prepare_environment()
     os.environ.setdefault("BESSEMER_HOME", str(Path(__file__).resolve().parents[1]))  # the clone whose flows run: prefect.yaml, `pull`
     try:
-        return work(options.pool, options.name, options.grace, options.alone)
+        queues = [queue for queue in options.queues.split(",") if queue]
+        return work(options.pool, options.name, options.grace, options.alone, queues, options.limit)
     except PipelineError as error:
         print(f"worker: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def work(pool: str, name: str, grace_s: float, alone: bool) -> int:
+def work(pool: str, name: str, grace_s: float, alone: bool, queues: list[str], limit: int | None) -> int:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise InputError("PREFECT_API_URL is not set: the address of the Prefect server, such as http://127.0.0.1:4200/api")
@@ -50,7 +53,7 @@ def work(pool: str, name: str, grace_s: float, alone: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stop.append(received))
     take_over(api, name, alone)
-    worker = start(pool, name)
+    worker = start(pool, name, queues, limit)
     # Not worker.wait(): a second wait from inside a signal handler would block on the same lock.
     while not stop and worker.poll() is None:
         time.sleep(0.2)
@@ -74,8 +77,9 @@ def take_over(api: Api, name: str, alone: bool) -> None:
         print(f"worker: {run} had no process any more: Crashed, Retry continues it", flush=True)
 
 
-def start(pool: str, name: str) -> subprocess.Popen[bytes]:
+def start(pool: str, name: str, queues: list[str], limit: int | None) -> subprocess.Popen[bytes]:
     command = processes.prefect("worker", "start", "--pool", pool, "--type", "process", "--name", name)
+    command += [part for queue in queues for part in ("--work-queue", queue)] + (["--limit", str(limit)] if limit else [])
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent)
 
 

@@ -12,6 +12,18 @@ locals {
 data "aws_caller_identity" "this" {}
 data "aws_partition" "this" {}
 
+data "aws_ec2_instance_type" "each" {
+  for_each      = toset(var.instance_types)
+  instance_type = each.value
+
+  lifecycle {
+    postcondition {
+      condition     = sum(concat([0], [for gpu in self.gpus : gpu.count])) == var.gpus
+      error_message = "${each.value} has ${sum(concat([0], [for gpu in self.gpus : gpu.count]))} GPUs and the variable gpus says ${var.gpus} (run.ranks of the preset): take another type, or set both to the same."
+    }
+  }
+}
+
 module "network" {
   source = "./modules/network"
 
@@ -35,18 +47,19 @@ module "storage" {
 module "iam" {
   source = "./modules/iam"
 
-  name               = local.name
-  partition          = data.aws_partition.this.partition
-  account            = data.aws_caller_identity.this.account_id
-  region             = var.region
-  bucket_arn         = module.storage.bucket_arn
-  prefix             = var.prefix
-  read_prefixes      = var.read_prefixes
-  group_names        = values(local.group_names)
-  secret_arn         = local.own_control_plane ? module.control_plane[0].secret_arn : var.prefect_secret_arn
-  worker_profile     = var.worker_instance_profile
-  control_plane      = local.own_control_plane
-  control_plane_role = var.control_plane_role
+  name                = local.name
+  partition           = data.aws_partition.this.partition
+  account             = data.aws_caller_identity.this.account_id
+  region              = var.region
+  bucket_arn          = module.storage.bucket_arn
+  prefix              = var.prefix
+  read_prefixes       = var.read_prefixes
+  group_names         = values(local.group_names)
+  secret_arn          = local.own_control_plane ? module.control_plane[0].secret_arn : var.prefect_secret_arn
+  database_secret_arn = local.own_control_plane ? module.control_plane[0].database_secret_arn : null
+  worker_profile      = var.worker_instance_profile
+  control_plane       = local.own_control_plane
+  control_plane_role  = var.control_plane_role
 }
 
 module "control_plane" {
@@ -73,7 +86,7 @@ module "control_plane" {
   alarm_topic_arn    = module.budget.topic_arn
   stop_policy_arn    = module.budget.stop_policy_arn
   group_names        = local.group_names
-  max_machines       = var.max_machines
+  pool               = var.pool
   fallback_minutes   = var.on_demand_fallback_minutes
   idle_minutes       = var.idle_minutes
   scaler_role_name   = module.iam.control_plane_role
@@ -84,7 +97,6 @@ module "control_plane" {
 module "gpu_workers" {
   source = "./modules/gpu_workers"
 
-  name               = local.name
   region             = var.region
   group_names        = local.group_names
   subnet_ids         = module.network.subnet_ids
@@ -92,8 +104,7 @@ module "gpu_workers" {
   public_ip          = var.public_ip
   instance_profile   = module.iam.worker_profile
   ami_id             = var.ami_id
-  instance_types     = var.instance_types
-  gpus               = var.gpus
+  instance_types     = [for type in var.instance_types : data.aws_ec2_instance_type.each[type].instance_type] # after their check
   max_machines       = var.max_machines
   root_gb            = var.root_gb
   pool               = var.pool
@@ -113,10 +124,8 @@ module "budget" {
   name          = local.name
   partition     = data.aws_partition.this.partition
   account       = data.aws_caller_identity.this.account_id
-  region        = var.region
   project       = var.project
   monthly_limit = var.monthly_budget_usd
   emails        = var.alarm_emails
-  # A name, not module.iam's output: that one knows the control plane's secret, which needs this module's topic.
-  scaler_role = local.own_control_plane ? coalesce(var.control_plane_role, "${local.name}-control-plane") : var.scaler_role
+  scaler_role   = local.own_control_plane ? module.iam.control_plane_role : var.scaler_role
 }

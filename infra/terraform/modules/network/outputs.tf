@@ -3,7 +3,7 @@ output "vpc_id" {
 }
 
 output "subnet_ids" {
-  value      = local.own ? [for zone in local.zones : aws_subnet.public[zone].id] : var.subnet_ids
+  value      = local.own ? [for zone in sort(keys(local.zones)) : aws_subnet.public[zone].id] : var.subnet_ids
   depends_on = [aws_route.out, aws_route_table_association.public] # a machine that boots before its route cannot fetch its code
 }
 

@@ -1,0 +1,19 @@
+variable "region" { type = string }
+variable "group_names" { type = map(string) }
+variable "subnet_ids" { type = list(string) }
+variable "security_group_ids" { type = list(string) }
+variable "public_ip" { type = bool }
+variable "instance_profile" { type = string }
+variable "ami_id" { type = string }
+variable "instance_types" { type = list(string) }
+variable "max_machines" { type = object({ spot = number, on_demand = number }) }
+variable "root_gb" { type = number }
+variable "pool" { type = string }
+variable "prefect_api_url" { type = string }
+variable "prefect_secret" { type = string }
+variable "storage_root" { type = string }
+variable "release_uri" { type = string }
+variable "release_sha256" { type = string }
+variable "tags" { type = map(string) }
+variable "user_data_template" { type = string }
+variable "fetch_script" { type = string }

@@ -1,0 +1,13 @@
+variable "name" { type = string }
+variable "partition" { type = string }
+variable "account" { type = string }
+variable "region" { type = string }
+variable "bucket_arn" { type = string }
+variable "prefix" { type = string }
+variable "read_prefixes" { type = list(string) }
+variable "group_names" { type = list(string) }
+variable "secret_arn" { type = string }
+variable "database_secret_arn" { type = string }
+variable "worker_profile" { type = string }
+variable "control_plane" { type = bool }
+variable "control_plane_role" { type = string }
