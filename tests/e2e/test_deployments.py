@@ -82,7 +82,12 @@ def test_a_deployment_run_shows_every_stage_cached_and_ends_well(installed: Inst
     id = installed.start("pretrain", **{"storage.root": undisturbed.uri})
     run = installed.wait(id, is_final)
     assert run["state"]["name"] == "Completed", run["state"]
-    tasks = installed.api.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [id]}}})
+    tasks: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 60
+    while len(tasks) < 26 and time.monotonic() < deadline:  # the server writes task runs down some seconds after they ended
+        time.sleep(0.5)
+        found = installed.api.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [id]}}})
+        tasks = [task for task in found if task["state"] and task["state"]["type"] == "COMPLETED"]
     assert len(tasks) == 26
     assert {task["state"]["name"] for task in tasks} == {"Cached"}
     assert all(task["name"].endswith(" cached") for task in tasks)

@@ -1,6 +1,7 @@
 """Stages as Prefect task runs, on a real (temporary) server: what is cached is called so, what can heal is retried."""
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,11 +38,16 @@ def run(storage: Storage, name: str) -> list[Artifact]:
     return body()
 
 
-def task_runs(flow_run: str) -> dict[str, str]:
-    """State names by task-run name."""
-    with get_client(sync_client=True) as client:
-        found = client.read_task_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_run])))
-    return {run.name: run.state.name for run in found if run.state}
+def task_runs(flow_run: str, count: int = 3) -> dict[str, str]:
+    """State names by task-run name, once the server has written all of them down (it does so after they ended)."""
+    deadline = time.monotonic() + 30
+    while True:
+        with get_client(sync_client=True) as client:
+            found = client.read_task_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_run])))
+        ended = {run.name: str(run.state.name) for run in found if run.state and run.state.is_final()}
+        if len(ended) >= count or time.monotonic() > deadline:
+            return ended
+        time.sleep(0.2)
 
 
 def test_a_hit_is_a_cached_state_and_stands_in_the_task_runs_name(local: Storage):
