@@ -14,7 +14,7 @@ from bessemer.config import Config, load, parse_set
 from bessemer.console import ConsoleJournal, totals
 from bessemer.environment import prepare_environment
 from bessemer.upkeep import add_commands
-from contract.errors import ConfigError, InputError, PipelineError
+from contract.errors import ComeAgain, ConfigError, InputError, PipelineError
 from tasks.lines import HEAD, duration, row, size
 from tasks.stage import Engine, Planned, said
 
@@ -91,13 +91,12 @@ def _plans(flow: str, config: Config, scope: str) -> list[Planned]:
 
 def _run(arguments: argparse.Namespace) -> int:
     from store.records import recorded
-    from tasks.launch import ask_to_stop
     from tasks.parts import stop_ray
     from tasks.records import Recording
     from tasks.runner import PlainRunner, Stopped
 
     config, started = _config(arguments), time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: ask_to_stop() or sys.exit(75))  # a training child checkpoints first: ComeAgain
+    _stop_once_on_sigterm()
     config.store().probe()
     names = _stage_names(arguments.flow, config, arguments.preset, [arguments.until, arguments.start, *arguments.force])
     forced = {*arguments.force, *(names[names.index(arguments.start) :] if arguments.start else [])}
@@ -114,6 +113,18 @@ def _run(arguments: argparse.Namespace) -> int:
         stop_ray()
     print("\n".join(totals(results, time.monotonic() - started)))
     return 0
+
+
+def _stop_once_on_sigterm() -> None:
+    """SIGTERM: a training child checkpoints first, and its launcher raises ComeAgain; without a child it is raised here."""
+    from tasks.launch import ask_to_stop
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a process group sends it twice
+        if not ask_to_stop():
+            raise ComeAgain("stopped; the same command goes on from here")
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _stage_names(flow: str, config: Config, preset: str, asked: list[str | None]) -> list[str]:

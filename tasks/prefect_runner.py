@@ -23,7 +23,7 @@ from contract.errors import ComeAgain, TransientError
 from store.artifact import Artifact
 from tasks.launch import ask_to_stop, end_all
 from tasks.lines import row
-from tasks.runner import TRIES, Stopped, refuse_missing, run_planned
+from tasks.runner import TRIES, refuse_missing, run_planned
 from tasks.stage import Engine, Stage
 
 log = logging.getLogger("bessemer")
@@ -40,7 +40,6 @@ COME_BACK_S = 3
 @dataclass(frozen=True)
 class PrefectRunner:
     engine: Engine
-    until: str | None = None
     expected: str | None = None
 
     def expecting(self, flow: str) -> "PrefectRunner":
@@ -71,8 +70,6 @@ class PrefectRunner:
             return artifact
 
         artifact: Artifact = run_stage(return_state=True).result()
-        if stage.name == self.until:
-            raise Stopped
         return artifact
 
 

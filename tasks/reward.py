@@ -8,28 +8,13 @@ from contract.ledger import Ledger
 from evaluation.intervals import share_interval
 from store.artifact import Artifact
 from tasks.stage import Output, stage
-from tasks.training import FineTuning, check_ranks, context_of, fine_tuning, pair_figures, train, write_pairs
+from tasks.training import FineTuning, fine_tune, fine_tuning
 
 
 @stage(version=1, config=lambda c: fine_tuning(c.align, c.align.reward), exclusive=True)
 def reward(base: Artifact, pairs: Artifact, tokenizer: Artifact, config: FineTuning, out: Output) -> Ledger:
     """model/ (with score.weight), losses.jsonl, validation.json, margins.json (of every test pair: what the accuracies are made of)."""
-    check_ranks(config.method.batch_size, out.run.ranks, "align.reward.batch_size")
-    table, data = pairs.table("preferences.parquet"), out.scratch / "pairs"
-    kept = write_pairs(data, table, tokenizer, ["chosen", "rejected"], context_of(base))
-    pair_figures(out, table, kept)
-    train(
-        out,
-        "reward",
-        config.method,
-        engine=config.engine,
-        zero_stage=config.zero_stage,
-        init=base.folder("model"),
-        data=data,
-        batch_size=config.method.batch_size,
-        steps=config.method.max_steps,
-        unit="steps",
-    )
+    kept = fine_tune(out, "reward", config, base, pairs, tokenizer)
     measured = json.loads((out.scratch / "result" / "margins.json").read_text())
     out.json("margins.json", measured)
     out.figures["accuracy"] = accuracies(kept.take(measured["rows"]), measured["margins"])

@@ -126,3 +126,16 @@ def pair_figures(out: Output, table: pa.Table, kept: pa.Table) -> None:
     out.figures["rows_too_long"] = len(table) - len(kept)
     if len(table) > 1.2 * len(kept):
         out.warn(f"{len(table) - len(kept):,} of {len(table):,} pairs are longer than the model's context and were left out")
+
+
+def fine_tune(out: Output, kind: str, config: FineTuning, base: Artifact, pairs: Artifact, tokenizer: Artifact) -> pa.Table:
+    """SFT, the reward model or DPO from the model of `base`; the rows of the pairs that fit its context."""
+    check_ranks(config.method.batch_size, out.run.ranks, f"align.{kind}.batch_size")
+    answers = ["response"] if kind == "sft" else ["chosen", "rejected"]
+    table, data = pairs.table("sft.parquet" if kind == "sft" else "preferences.parquet"), out.scratch / "pairs"
+    kept = write_pairs(data, table, tokenizer, answers, context_of(base))
+    pair_figures(out, table, kept)
+    method = config.method
+    steps: dict[str, Any] = {"batch_size": method.batch_size, "steps": method.max_steps, "unit": "steps"}
+    train(out, kind, method, engine=config.engine, zero_stage=config.zero_stage, init=base.folder("model"), data=data, **steps)
+    return kept
