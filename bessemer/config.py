@@ -65,6 +65,13 @@ class Config(Frozen):
                 raise ValueError(f"two sources are named {name}; give each a `name`, as document ids are made from it")
         return self
 
+    def has_steps_to_fit(self) -> bool:
+        """Whether a stage that will run leaves its number of steps to calibrate."""
+        align = self.align
+        fitted = {"sft": align.sft.max_steps, "reward": align.reward.max_steps, "ppo": align.ppo.iterations, "dpo": align.dpo.max_steps}
+        made = {*align.methods} | ({"sft"} if align.methods else set()) | ({"reward"} if "ppo" in align.methods else set())
+        return self.train.max_steps is None or any(fitted[name] is None for name in made)
+
     def store(self) -> Storage:
         return open_root(self.storage.root or (PROJECT / "runs").as_uri(), self.storage.endpoint_url)
 

@@ -54,14 +54,16 @@ class RunOptions(Frozen):
     ray_address: str | None = None
     """A running Ray cluster; unset, Ray is started on this machine when the first data stage needs it."""
     device: str = "cpu"
-    dtype: str = Field(default="float32", pattern="^(float32|bfloat16)$")
-    ranks: int = Field(default=1, ge=1)
+    dtype: str | None = Field(default=None, pattern="^(float32|bfloat16)$")
+    """float32 or bfloat16. Unset, like the next three: what calibrate found to be fastest where it ran, else float32, 1, 1 and false."""
+    ranks: int | None = Field(default=None, ge=1)
     """Data-parallel processes of a training stage."""
-    threads: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """Threads a rank."""
+    compile: bool | None = None
+    """Whether torch compiles the model; its first step costs a quarter of a minute and more."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences a rank and forward pass; the rank's whole share of the batch when unset."""
-    compile: bool = False
     checkpoint_every_steps: int = Field(default=100, ge=1)
     stall_minutes: float = Field(default=30, gt=0)
     """A training stage with no step for this long is ended and resumed from its last checkpoint."""

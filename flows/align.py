@@ -19,7 +19,7 @@ def stages(run: Runner, config: Config, trained: dict[str, Any]) -> dict[str, An
     if not config.align.methods:
         return trained
     pairs = run(align_data, splits=trained["splits"])
-    common = {"pairs": pairs, "tokenizer": trained["tokenizer"]}
+    common = {"pairs": pairs, "tokenizer": trained["tokenizer"], "calibration": trained["calibration"]}
     tuned = run(sft, base=trained["base"], **common)
     aligned = {"pairs": pairs, "sft": tuned}
     if {"reward", "ppo"} & {*config.align.methods}:

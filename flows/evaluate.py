@@ -10,7 +10,7 @@ from flows.running import in_prefect
 from tasks.evaluate import evaluate as evaluate_models
 from tasks.runner import Runner
 
-ROLES = ("tokens", "items", "pairs", "tokenizer", "base", "blocks", "sft", "reward", "ppo", "dpo")
+ROLES = ("tokens", "items", "pairs", "tokenizer", "base", "blocks", "sft", "reward", "ppo", "dpo", "calibration")
 
 
 def stages(run: Runner, config: Config, made: dict[str, Any]) -> dict[str, Any]:

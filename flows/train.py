@@ -7,12 +7,15 @@ from prefect import flow
 from bessemer.config import Config, Preset
 from flows import curate
 from flows.running import in_prefect
+from tasks.calibrate import calibrate
 from tasks.pretrain import pretrain
 from tasks.runner import Runner
 
 
 def stages(run: Runner, config: Config, curated: dict[str, Any]) -> dict[str, Any]:
-    return curated | {"base": run(pretrain, blocks=curated["blocks"], tokenizer=curated["tokenizer"])}
+    calibration = run(calibrate) if config.has_steps_to_fit() else None
+    base = run(pretrain, blocks=curated["blocks"], tokenizer=curated["tokenizer"], calibration=calibration)
+    return curated | {"calibration": calibration, "base": base}
 
 
 def body(run: Runner, config: Config) -> dict[str, Any]:

@@ -16,7 +16,9 @@ class DirectTuning(FineTuning):
     config=lambda c: DirectTuning(engine=c.align.engine, zero_stage=c.align.zero_stage, method=c.align.dpo),
     exclusive=True,
 )
-def dpo(base: Artifact, pairs: Artifact, tokenizer: Artifact, config: DirectTuning, out: Output) -> Ledger:
+def dpo(
+    base: Artifact, pairs: Artifact, tokenizer: Artifact, config: DirectTuning, out: Output, calibration: Artifact | None = None
+) -> Ledger:
     """model/, losses.jsonl, validation.json (loss, and accuracy of the implicit reward)."""
-    fine_tune(out, "dpo", config, base, pairs, tokenizer)
+    fine_tune(out, "dpo", config, base, pairs, tokenizer, calibration)
     return Ledger()

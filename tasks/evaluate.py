@@ -16,6 +16,7 @@ from contract.schemas import TOKENS
 from evaluation.claims import claims
 from evaluation.config import EvaluateConfig
 from store.artifact import Artifact
+from tasks.calibrate import place
 from tasks.launch import run_child
 from tasks.stage import Output, stage
 from tasks.tools import tool
@@ -43,6 +44,7 @@ def evaluate(
     reward: Artifact | None = None,
     ppo: Artifact | None = None,
     dpo: Artifact | None = None,
+    calibration: Artifact | None = None,
 ) -> Ledger:
     """evaluation.json; answers.parquet (by model and item); responses.parquet (by model and prompt).
 
@@ -51,7 +53,8 @@ def evaluate(
     given = {"base": base, "sft": sft, "ppo": ppo, "dpo": dpo}
     models = {name: artifact for name, artifact in given.items() if artifact is not None}
     vocab_size = int(orjson.loads((base.folder("model") / "config.json").read_bytes())["vocab_size"])
-    threads = out.run.threads * out.run.ranks  # the ranks of training are over
+    where = place(out.run, calibration)
+    threads = where.threads * where.ranks  # the ranks of training are over
     spec: dict[str, Any] = {
         "out": str(out.scratch / "result"),
         "config": config.evaluate.model_dump(mode="json"),
@@ -67,7 +70,7 @@ def evaluate(
         spec |= {"lmplz": str(tool("lmplz")), "build_binary": str(tool("build_binary"))}
         spec["blocks"] = _blocks(blocks, base, config, out)
     spec |= _pairs(pairs, sft, reward, out)
-    run_child("evaluation.child", spec, out)
+    run_child("evaluation.child", spec, out, threads=threads)
     return _publish(out, threads)
 
 

@@ -83,7 +83,7 @@ def end_all() -> None:
         children.signal(signal.SIGKILL)
 
 
-def run_child(module: str, spec: dict[str, Any], out: Output, ranks: int = 1, can_resume: bool = False) -> None:
+def run_child(module: str, spec: dict[str, Any], out: Output, ranks: int = 1, threads: int = 1, can_resume: bool = False) -> None:
     """Run the module's ranks to their end, forwarding progress and warnings.
 
     can_resume: a child without a line for run.stall_minutes is ended and started again (it resumes from its checkpoint), at most
@@ -92,7 +92,7 @@ def run_child(module: str, spec: dict[str, Any], out: Output, ranks: int = 1, ca
     Path(spec["out"]).mkdir(parents=True, exist_ok=True)
     best, stalls = -1.0, 0
     while True:
-        reached = _run_once(module, spec, out, ranks)
+        reached = _run_once(module, spec, out, ranks, threads)
         if reached is None:
             return
         stalls = stalls + 1 if reached <= best else 1
@@ -103,12 +103,12 @@ def run_child(module: str, spec: dict[str, Any], out: Output, ranks: int = 1, ca
         out.warn(f"{where}; it was ended and goes on from its last checkpoint")
 
 
-def _run_once(module: str, spec: dict[str, Any], out: Output, ranks: int) -> float | None:
+def _run_once(module: str, spec: dict[str, Any], out: Output, ranks: int, threads: int) -> float | None:
     """None when the children finished, else the step after which they hung."""
     folder = out.scratch / f"launch-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(json.dumps(spec))
-    children = _start(module, folder, ranks, out.run.threads)
+    children = _start(module, folder, ranks, threads)
     _running.append(children)
     former = _forward_sigterm()
     try:

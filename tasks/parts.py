@@ -6,6 +6,7 @@ Order, names and content do not depend on it: a part's work writes files of fixe
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,7 @@ def map_parts(out: Output, work: Work, parts: Sequence[Part]) -> list[dict[str, 
     done = {part.name: out.sealed[part.name] for part in parts if part.name in out.sealed}
     out.adopted += len(done)
     missing = [part for part in parts if part.name not in done]
-    for finished, (name, files, result) in enumerate(_map(out.attempt, out.run, work, missing), start=len(done) + 1):
+    for finished, (name, files, result) in enumerate(_map(out, work, missing), start=len(done) + 1):
         done[name] = (files, result)
         out.progress(finished, len(parts), "parts")
     for part in parts:
@@ -66,16 +67,19 @@ def map_parts(out: Output, work: Work, parts: Sequence[Part]) -> list[dict[str, 
     return [done[part.name][1] for part in parts]
 
 
-def _map(attempt: Attempt, run: RunOptions, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
+def _map(out: Output, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
+    attempt, run = out.attempt, out.run
     workers = run.workers or os.cpu_count() or 1
     if len(parts) <= 1 or (workers == 1 and run.ray_address is None):
         for part in parts:
             yield _sealed_part(attempt, work, part)
         return
+    begun = time.monotonic()
     import cloudpickle
     import ray
 
-    start_ray(run)
+    if start_ray(run):
+        out.execution["ray_start_s"] = round(time.monotonic() - begun, 1)
     how = cloudpickle.dumps((attempt, work))  # as bytes: an object that a worker cannot load would be retried for ever by Ray Data
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
@@ -104,12 +108,12 @@ def _sealed_part(attempt: Attempt, work: Work, part: Part) -> Sealed:
     return part.name, writer.files, result
 
 
-def start_ray(run: RunOptions) -> None:
-    """Start Ray on this machine, or join `ray_address`; nothing when it runs already."""
+def start_ray(run: RunOptions) -> bool:
+    """Start Ray on this machine, or join `ray_address`; False when it runs already."""
     import ray
 
     if ray.is_initialized():
-        return
+        return False
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of its token at every start
     own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
     ray.init(
@@ -126,6 +130,7 @@ def start_ray(run: RunOptions) -> None:
     _ = ray.data.from_items([0])  # Ray Data sets its loggers up with the first data set, over what was set before
     for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
+    return True
 
 
 def stop_ray() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.child import main
+from training.child import Run, main
 from training.loader import Rows
 from training.ppo import Gold
 
@@ -33,4 +33,4 @@ def gold_of(spec: dict[str, Any]) -> Gold | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], gold_of))
+    sys.exit(main(sys.argv[1], lambda spec, report: Run(spec, report, gold_of).run()))

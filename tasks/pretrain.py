@@ -10,6 +10,7 @@ from contract.ledger import Ledger
 from models.config import ModelConfig
 from store.artifact import Artifact
 from store.storage import Storage
+from tasks.calibrate import place, steps_in
 from tasks.stage import Output, stage
 from tasks.training import check_ranks, digest_of_folder, train
 from tokens.encoder import Encoder
@@ -28,7 +29,7 @@ def _external(config: Pretraining, storage: Storage) -> dict[str, str]:
 
 
 @stage(version=1, config=lambda c: Pretraining(train=c.train, model=c.model), external=_external, exclusive=True)
-def pretrain(blocks: Artifact, tokenizer: Artifact, config: Pretraining, out: Output) -> Ledger:
+def pretrain(blocks: Artifact, tokenizer: Artifact, config: Pretraining, out: Output, calibration: Artifact | None = None) -> Ledger:
     """model/ (config.json, model.safetensors), losses.jsonl (a line a step), validation.json (a look each).
 
     A step takes global_batch_tokens / context blocks; which ones is a pure function of the seed and the step.
@@ -40,7 +41,8 @@ def pretrain(blocks: Artifact, tokenizer: Artifact, config: Pretraining, out: Ou
             f"train.global_batch_tokens {settings.global_batch_tokens} is no multiple of model.context {context}; make it one"
         )
     batch_size = settings.global_batch_tokens // context
-    check_ranks(batch_size, out.run.ranks, "train.global_batch_tokens / model.context")
+    where = place(out.run, calibration)
+    check_ranks(batch_size, where.ranks, "train.global_batch_tokens / model.context")
     vocab_size = Encoder(tokenizer.read("tokenizer.json")).vocab_size
     data = out.scratch / "blocks"
     data.mkdir()
@@ -48,23 +50,25 @@ def pretrain(blocks: Artifact, tokenizer: Artifact, config: Pretraining, out: Ou
     held = [blocks.path(name) for name in blocks.names("validation.parquet")]
     num_held = write_blocks(data / "validation.npy", held, vocab_size) if held else 0
     shape = config.model.shape(vocab_size)
+    steps = settings.max_steps or steps_in(settings.seconds, settings.global_batch_tokens, 1, calibration, "train.max_steps")
     out.figures |= {
         "parameters": shape.num_parameters(),
         "blocks": num_blocks,
         "validation_blocks": min(num_held, settings.validation_blocks),
-        "epochs": round(settings.max_steps * batch_size / num_blocks, 4),
+        "epochs": round(steps * batch_size / num_blocks, 4),
     }
     train(
         out,
         "pretrain",
         settings,
+        where,
         engine=settings.engine,
         zero_stage=settings.zero_stage,
         shape=asdict(shape),
         init=_init(settings, vocab_size, context),
         data=data,
         batch_size=batch_size,
-        steps=settings.max_steps,
+        steps=steps,
         unit="steps",
     )
     return Ledger()

@@ -63,11 +63,12 @@ def report(
     dpo: Artifact | None = None,
     evaluation: Artifact | None = None,
     export: Artifact | None = None,
+    calibration: Artifact | None = None,
 ) -> Ledger:
     """figures.json: content, deterministic. report.html: an attachment, as it shows times."""
     given = {role: value for role, value in locals().items() if role not in ("config", "out")}
     present: dict[str, Artifact] = {role: artifact for role, artifact in given.items() if artifact is not None}
-    figures = collect(present, [role for role, artifact in given.items() if artifact is None])
+    figures = collect(present, [role for role, artifact in given.items() if artifact is None and role != "calibration"])
     out.json("figures.json", figures)
     out.attach("report.html", html(figures, costs(present)).encode())
     out.figures |= {"stages": len(present), "missing": figures["missing"]}

@@ -12,9 +12,11 @@ from tasks.training import FineTuning, fine_tune, fine_tuning
 
 
 @stage(version=1, config=lambda c: fine_tuning(c.align, c.align.reward), exclusive=True)
-def reward(base: Artifact, pairs: Artifact, tokenizer: Artifact, config: FineTuning, out: Output) -> Ledger:
+def reward(
+    base: Artifact, pairs: Artifact, tokenizer: Artifact, config: FineTuning, out: Output, calibration: Artifact | None = None
+) -> Ledger:
     """model/ (with score.weight), losses.jsonl, validation.json, margins.json (of every test pair: what the accuracies are made of)."""
-    kept = fine_tune(out, "reward", config, base, pairs, tokenizer)
+    kept = fine_tune(out, "reward", config, base, pairs, tokenizer, calibration)
     measured = json.loads((out.scratch / "result" / "margins.json").read_text())
     out.json("margins.json", measured)
     out.figures["accuracy"] = accuracies(kept.take(measured["rows"]), measured["margins"])

@@ -7,7 +7,9 @@ from tasks.training import FineTuning, fine_tune, fine_tuning
 
 
 @stage(version=1, config=lambda c: fine_tuning(c.align, c.align.sft), exclusive=True)
-def sft(base: Artifact, pairs: Artifact, tokenizer: Artifact, config: FineTuning, out: Output) -> Ledger:
+def sft(
+    base: Artifact, pairs: Artifact, tokenizer: Artifact, config: FineTuning, out: Output, calibration: Artifact | None = None
+) -> Ledger:
     """model/, losses.jsonl, validation.json (nats a response token on the validation pairs)."""
-    fine_tune(out, "sft", config, base, pairs, tokenizer)
+    fine_tune(out, "sft", config, base, pairs, tokenizer, calibration)
     return Ledger()

@@ -14,12 +14,13 @@ from contract.config import Frozen
 from contract.errors import ConfigError, InputError
 from store.artifact import Artifact
 from store.digests import digest_of_file
+from tasks.calibrate import place, steps_in
 from tasks.launch import run_child
 from tasks.stage import Output
 from tokens.encoder import Encoder
 from tokens.trainer import END_ID, PAD_ID
 from training.config import AlignConfig, EngineName, FineTuneConfig
-from training.loader import write_ragged
+from training.loader import Ragged, write_ragged
 from training.options import Place
 
 SPLITS = ("train", "validation", "test")
@@ -37,23 +38,16 @@ def fine_tuning(align: AlignConfig, method: FineTuneConfig) -> FineTuning:
     return FineTuning(engine=align.engine, zero_stage=align.zero_stage, method=method)
 
 
-def place(out: Output) -> Place:
-    """Where the child runs, by the run options."""
-    run = out.run
-    return Place(run.device, run.dtype, run.ranks, run.threads, run.micro_batch_size, run.compile)
-
-
 def check_ranks(batch_size: int, ranks: int, setting: str) -> None:
     if batch_size % ranks:
         raise ConfigError(f"run.ranks is {ranks} and a step has {batch_size} rows ({setting}); make the rows a multiple of the ranks")
 
 
-def train(out: Output, kind: str, config: Frozen, module: str = "training.child", **spec: Any) -> dict[str, Any]:
+def train(out: Output, kind: str, config: Frozen, where: Place, module: str = "training.child", **spec: Any) -> dict[str, Any]:
     """Run the child to its end and take its model, losses and figures into the output; what it returned.
 
     `spec` adds engine, zero_stage, data, batch_size, steps, unit and what else the kind needs (training/child.py).
     """
-    where = place(out)
     folder = out.scratch / "result"
     whole = {
         "kind": kind,
@@ -70,7 +64,7 @@ def train(out: Output, kind: str, config: Frozen, module: str = "training.child"
         **{name: str(value) if isinstance(value, Path) else value for name, value in spec.items()},
     }
     out.execution |= where.execution_class(version("torch"))
-    run_child(module, whole, out, ranks=where.ranks, can_resume=True)
+    run_child(module, whole, out, where.ranks, where.threads, can_resume=True)
     for path in sorted((folder / "model").iterdir()):
         out.file(f"model/{path.name}", path)
     out.file("losses.jsonl", folder / "losses.jsonl")
@@ -128,14 +122,29 @@ def pair_figures(out: Output, table: pa.Table, kept: pa.Table) -> None:
         out.warn(f"{len(table) - len(kept):,} of {len(table):,} pairs are longer than the model's context and were left out")
 
 
-def fine_tune(out: Output, kind: str, config: FineTuning, base: Artifact, pairs: Artifact, tokenizer: Artifact) -> pa.Table:
+def fine_tune(
+    out: Output, kind: str, config: FineTuning, base: Artifact, pairs: Artifact, tokenizer: Artifact, calibration: Artifact | None
+) -> pa.Table:
     """SFT, the reward model or DPO from the model of `base`; the rows of the pairs that fit its context."""
-    check_ranks(config.method.batch_size, out.run.ranks, f"align.{kind}.batch_size")
+    where = place(out.run, calibration)
+    check_ranks(config.method.batch_size, where.ranks, f"align.{kind}.batch_size")
     answers = ["response"] if kind == "sft" else ["chosen", "rejected"]
     table, data = pairs.table("sft.parquet" if kind == "sft" else "preferences.parquet"), out.scratch / "pairs"
     kept = write_pairs(data, table, tokenizer, answers, context_of(base))
     pair_figures(out, table, kept)
     method = config.method
-    steps: dict[str, Any] = {"batch_size": method.batch_size, "steps": method.max_steps, "unit": "steps"}
-    train(out, kind, method, engine=config.engine, zero_stage=config.zero_stage, init=base.folder("model"), data=data, **steps)
+    tokens = method.batch_size * sum(typical_width(data, name) for name in answers) * PASSES[kind]
+    steps = method.max_steps or steps_in(method.seconds, tokens, 1, calibration, f"align.{kind}.max_steps")
+    sizes: dict[str, Any] = {"batch_size": method.batch_size, "steps": steps, "unit": "steps"}
+    train(out, kind, method, where, engine=config.engine, zero_stage=config.zero_stage, init=base.folder("model"), data=data, **sizes)
     return kept
+
+
+PASSES = {"sft": 1.0, "reward": 1.0, "dpo": 4 / 3}
+"""What a token costs beside one of pretraining: DPO sends it through the reference too, there but not back."""
+
+
+def typical_width(data: Path, response: str | None = None) -> float:
+    """The length to which sequences of a batch are padded, about: that which 19 of 20 do not exceed."""
+    lengths = Ragged(data, "prompt").lengths() + (Ragged(data, response).lengths() if response else 0)
+    return float(np.quantile(lengths, 0.95))

@@ -10,7 +10,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,22 +27,22 @@ from training.loader import Blocks, Ragged
 from training.loop import Loop, Plan, Progress, Stopped, cut
 from training.metrics import Report, final_loss, write_history
 from training.objectives import DirectPreference, LanguageModelling, Objective, Pairs, RewardModelling, SupervisedFineTuning
-from training.options import Place, micro_size
+from training.options import Place, Recipe, micro_size
 from training.ppo import ActorCritic, Gold, PpoLoop, PpoPlan
 from training.processes import Rank, StopSignal, die_with_parent, join, prepare
 
 COME_AGAIN = 75
 
 
-def main(path: str, gold: Callable[[dict[str, Any]], Gold | None] | None = None) -> int:
-    """Run the spec; `gold` makes PPO's judge of validation answers from the spec, as training knows none itself."""
+def main(path: str, work: Callable[[dict[str, Any], Report], None]) -> int:
+    """Do the work of the spec, and leave with the status that says how it went."""
     die_with_parent()
     stdout = take_stdout()
     lines = stdout if os.environ.get("RANK", "0") == "0" else None
     spec = json.loads(Path(path).read_text())
     report = Report(lines, time.monotonic, spec["steps"], spec["unit"])
     try:
-        Run(spec, report, gold).run()
+        work(spec, report)
     except Stopped:
         status = COME_AGAIN
     except Exception as error:
@@ -68,6 +67,7 @@ class Run:
     """One stage's training from its spec."""
 
     def __init__(self, spec: dict[str, Any], report: Report, gold: Callable[[dict[str, Any]], Gold | None] | None = None) -> None:
+        """`gold` makes PPO's judge of validation answers from the spec, as training knows none itself."""
         self.spec, self.report, self._gold = spec, report, gold
         self.place = Place(**spec["place"])
         self.kind: str = spec["kind"]
@@ -98,7 +98,7 @@ class Run:
         if not len(objective.rows):
             raise ValueError(f"{self.kind} has no training rows")
         engine = self._engine(self._fresh(), share // size)
-        schedule = config.schedule(config.max_steps)
+        schedule = config.schedule(spec["steps"])
         plan = Plan(
             config.seed, spec["batch_size"], size, config.learning_rate, schedule, config.skipping(), config.validation_every,
             spec["checkpoint_every"], self._identity(),
@@ -163,7 +163,8 @@ class Run:
             **{name: getattr(config, name) for name in PPO_FIELDS},
             micro_size=size,
             peak=config.learning_rate,
-            schedule=config.schedule(config.iterations),
+            iterations=spec["steps"],
+            schedule=config.schedule(spec["steps"]),
             skipping=config.skipping(),
             checkpoint_every=spec["checkpoint_every"],
             end_id=spec["end_id"],
@@ -203,12 +204,8 @@ class Run:
         return batch_size // self.rank.ranks
 
     def _engine(self, module: nn.Module, num_micro_batches: int) -> Engine:
-        recipe, rank = self.config.recipe(), self.rank
-        if self.spec["engine"] == "plain":
-            return PlainEngine(module, recipe, self.place, rank.index, rank.ranks)
-        from training.engine_deepspeed import DeepSpeedEngine
-
-        return DeepSpeedEngine(module, recipe, self.place, self.spec["zero_stage"], num_micro_batches, rank.index, rank.ranks)
+        name, zero_stage = self.spec["engine"], self.spec["zero_stage"]
+        return make_engine(name, module, self.config.recipe(), self.place, zero_stage, num_micro_batches, self.rank)
 
     def _identity(self) -> dict[str, Any]:
         return {"config_digest": self.spec["config_digest"], "execution": self.place.execution_class(torch.__version__)}
@@ -223,7 +220,7 @@ class Run:
 
 
 PPO_FIELDS = (
-    "seed", "iterations", "batch_size", "minibatches", "epochs", "max_new_tokens", "temperature", "clip", "value_clip", "value_coefficient",
+    "seed", "batch_size", "minibatches", "epochs", "max_new_tokens", "temperature", "clip", "value_clip", "value_coefficient",
     "kl_coefficient", "gamma", "gae_lambda", "value_iterations", "validation_every", "validation_prompts", "max_kl_per_token", "patience",
 )  # fmt: skip
 """What the loop takes from the config as it stands."""
@@ -250,10 +247,13 @@ def figures(progress: Progress) -> dict[str, Any]:
     }
 
 
-def place_of(run: Any) -> dict[str, Any]:
-    """The Place of run options, as JSON."""
-    return asdict(Place(run.device, run.dtype, run.ranks, run.threads, run.micro_batch_size, run.compile))
+def make_engine(name: str, module: nn.Module, recipe: Recipe, place: Place, zero_stage: int, num_micro_batches: int, rank: Rank) -> Engine:
+    if name == "plain":
+        return PlainEngine(module, recipe, place, rank.index, rank.ranks)
+    from training.engine_deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(module, recipe, place, zero_stage, num_micro_batches, rank.index, rank.ranks)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], lambda spec, report: Run(spec, report).run()))

@@ -79,7 +79,10 @@ class TrainConfig(Optimisation):
     """What DeepSpeed spreads over the ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     seed: int = 1
     """Draws the initial weights and the order of the blocks."""
-    max_steps: PositiveInt = 600
+    max_steps: PositiveInt | None = 600
+    """Unset: as many as fit into `seconds` on this machine, by what calibrate measured."""
+    seconds: PositiveFloat = 165
+    """Time for the steps where max_steps is unset; a third of the laptop's eight minutes."""
     global_batch_tokens: PositiveInt = 4096
     """Tokens a step over all ranks (laptop trial: small steps are better at this size); a multiple of the model's context."""
     init_from: str | None = None
@@ -102,7 +105,10 @@ class FineTuneConfig(Optimisation):
     weight_decay: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 10
     seed: int = 1
-    max_steps: PositiveInt = 100
+    max_steps: PositiveInt | None = 100
+    """Unset: as many as fit into `seconds`, by what calibrate measured."""
+    seconds: PositiveFloat = 30
+    """Time for the steps where max_steps is unset."""
     batch_size: PositiveInt = 32
     """Pairs a step over all ranks."""
     validation_every: PositiveInt = 50
@@ -126,7 +132,10 @@ class PpoConfig(Optimisation):
     warmup_steps: NonNegativeInt = 0
     decay_fraction: Fraction = 0.0
     seed: int = 1
-    iterations: PositiveInt = 12
+    iterations: PositiveInt | None = 12
+    """Unset: as many as fit into `seconds`, by what calibrate measured."""
+    seconds: PositiveFloat = 60
+    """Time for the iterations where their number is unset."""
     batch_size: PositiveInt = 64
     """Prompts an iteration over all ranks, one answer each."""
     minibatches: PositiveInt = 1

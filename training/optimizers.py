@@ -56,10 +56,10 @@ def muon_groups(named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe) -> Gr
     return [group for group in groups if group["params"]]
 
 
-def build(named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe) -> "torch.optim.Optimizer | MuonWithAdamW":
-    """The plain engine's optimizer."""
+def build(named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, dtype: torch.dtype) -> "torch.optim.Optimizer | MuonWithAdamW":
+    """The plain engine's optimizer; `dtype` is what Muon iterates in."""
     if recipe.optimizer == "muon":
-        return MuonWithAdamW(muon_groups(named, recipe))
+        return MuonWithAdamW(muon_groups(named, recipe), dtype)
     return fused_adamw(adamw_groups(named, recipe), recipe)
 
 
@@ -71,13 +71,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz for hidden matrices (Jordan 2024), AdamW for the rest.
 
     The arithmetic is DeepSpeed 0.19.8's with ns_method "standard", so that both engines make one step alike: Nesterov momentum
-    as an average, five quintic steps in bf16, scaled by sqrt(rows / columns) where rows are more.
+    as an average, five quintic steps, scaled by sqrt(rows / columns) where rows are more. DeepSpeed iterates in bf16 everywhere.
     """
 
     found_inf: Tensor | None = None
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__(groups, {})
+        self.dtype = dtype
         adam = [group for group in self.param_groups if not group["use_muon"]]
         self._adamw = torch.optim.AdamW(adam, fused=True) if adam else None
         if self._adamw is not None:  # its groups are these very dictionaries; the state is made one too
@@ -102,7 +103,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         momentum, grad = state["momentum_buffer"], parameter.grad
         assert grad is not None
         moved = momentum.lerp(grad, 1 - group["momentum"])
-        update = orthogonal(grad.lerp(moved, group["momentum"])) * shape_scale(parameter)
+        update = orthogonal(grad.lerp(moved, group["momentum"]), self.dtype) * shape_scale(parameter)
         new = (parameter * (1 - group["lr"] * group["weight_decay"])).add_(update.to(parameter.dtype), alpha=-group["lr"])
         if self.found_inf is None:
             momentum.copy_(moved)
@@ -118,13 +119,13 @@ def shape_scale(matrix: Tensor) -> float:
     return math.sqrt(rows / columns) if rows > columns else 1.0
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> Tensor:
     """Roughly U V^T of the matrix's U S V^T: singular values land near 1 (0.5 to 1.5), which is all that training needs.
 
-    A quintic Newton-Schulz iteration with coefficients of steepest slope at 0 (Jordan 2024), in bf16.
+    A quintic Newton-Schulz iteration with coefficients of steepest slope at 0 (Jordan 2024), who iterates in bf16.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.to(torch.bfloat16)
+    x = matrix.to(dtype)
     if matrix.shape[0] > matrix.shape[1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -122,6 +122,7 @@ def test_cutting_the_batch_into_micro_batches_changes_rounding_only(make: Callab
 def test_one_muon_step_is_the_same_in_both_engines_and_by_its_definition():
     recipe = Recipe("muon", 0.02, 0.01, grad_clip=0.0, weight_decay=0.1)
     ours, theirs = plain(recipe), deepspeed(recipe, 0)
+    ours.optimizer.dtype = torch.bfloat16  # type: ignore[attr-defined]  # as DeepSpeed's, whatever the device
     before = ours.weights()
     steps(ours, 0, 1)
     steps(theirs, 0, 1)
@@ -151,8 +152,9 @@ def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
     return x.T
 
 
-def test_muon_orthogonalises_hidden_matrices_alone():
-    singular = torch.linalg.svdvals(orthogonal(torch.randn(24, 40, generator=torch.Generator().manual_seed(1))).float())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_orthogonalises_hidden_matrices_alone(dtype: torch.dtype):
+    singular = torch.linalg.svdvals(orthogonal(torch.randn(24, 40, generator=torch.Generator().manual_seed(1)), dtype).float())
     assert singular.min() > 0.4 and singular.max() < 1.6
     model = small.model()
     groups = muon_groups(model.named_parameters(), Recipe("muon"))
