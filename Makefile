@@ -16,7 +16,7 @@ pretrain: setup up ## raw text to an aligned, evaluated, exported model, through
 	@$(IN)/python -m bessemer.watch pretrain/full preset=$(PRESET)
 
 test: setup ## everything that CI runs: lint, types and all tests
-	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e" && $(IN)/python -m pytest -q -m e2e
+	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 --dist loadgroup --durations 8
 
 check: setup ## format, lint, types and the quick tests
 	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e"

@@ -24,9 +24,11 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -39,6 +41,8 @@ KENLM_PACKAGES = [
     *("libboost-program-options-dev", "libboost-system-dev", "libboost-thread-dev", "libboost-test-dev"),
     *("zlib1g-dev", "libbz2-dev", "liblzma-dev"),
 ]
+
+ONE_AT_A_TIME = threading.RLock()
 
 
 class SetupError(Exception):
@@ -77,8 +81,15 @@ def setup(repo: Path) -> None:
             print("setup   up to date")
             return
         make_venv(venv)
-        for step in due:
-            step.run()
+        packages, tools = ([step for step in due if step.name in names] for names in (("packages", "project"), ("lmplz", "language")))
+        with ThreadPoolExecutor(2) as together:  # one waits for the network and unpacks, the other compiles
+            for done in [together.submit(run_all, packages), together.submit(run_all, tools)]:
+                done.result()
+
+
+def run_all(steps: list[Step]) -> None:
+    for step in steps:
+        step.run()
 
 
 class Step:
@@ -91,15 +102,18 @@ class Step:
         return recorded(self.venv).get(self.name) == self.digest and all(path.exists() for path in self.products)
 
     def run(self) -> None:
-        print(f"setup   {self.name:<10}{self.what}", end=" ", flush=True)
+        say(f"setup   {self.name:<10}{self.what} …")
         start = time.monotonic()
-        try:
-            self.work()
-        except BaseException:
-            print(flush=True)  # the sentence that follows starts on a line of its own
-            raise
-        print(f"{time.monotonic() - start:.0f} s", flush=True)
-        record(self.venv, {**recorded(self.venv), self.name: self.digest})
+        self.work()
+        say(f"setup   {self.name:<10}{time.monotonic() - start:.0f} s")
+        with ONE_AT_A_TIME:
+            record(self.venv, {**recorded(self.venv), self.name: self.digest})
+
+
+def say(line: str) -> None:
+    """In one write, as two steps speak at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def steps(repo: Path, venv: Path) -> list[Step]:
@@ -135,7 +149,8 @@ def make_venv(venv: Path) -> None:
 
 def install_packages(repo: Path, venv: Path) -> None:
     need_compiler()
-    pip(venv, "install", "-r", str(repo / "requirements.lock"))
+    # Python compiles what it imports, when it does: all of it in advance takes a minute more.
+    pip(venv, "install", "--no-compile", "-r", str(repo / "requirements.lock"))
 
 
 def build_kenlm(venv: Path, tools: list[Path]) -> None:
@@ -190,7 +205,12 @@ def need_compiler() -> None:
 
 
 def need_packages(packages: list[str]) -> None:
-    """Debian packages: there, or installed by root, or named exactly."""
+    """Debian packages: there, or installed by root, or named exactly. One call at a time, as apt-get has one lock."""
+    with ONE_AT_A_TIME:
+        _need_packages(packages)
+
+
+def _need_packages(packages: list[str]) -> None:
     missing = [package for package in packages if not is_installed(package)]
     if not missing:
         return
