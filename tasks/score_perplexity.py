@@ -1,7 +1,7 @@
 """score_perplexity: an n-gram model of the trusted text, and each document's perplexity under it (filters/perplexity.py)."""
 
-import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from filters.perplexity import SCHEMA, load, score, sentences, train
 from store.artifact import Artifact
 from tasks.parts import Part, PartWriter, map_parts
 from tasks.scoring import read_alive, same_documents, score_parts, summed, tagging
+from tasks.scratch import Scratch
 from tasks.stage import Output, stage
 from tasks.tools import tool
 
@@ -48,8 +49,8 @@ def _train(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
         yield first
         yield from lines
 
-    with tempfile.TemporaryDirectory(prefix="bessemer-kenlm-") as folder:
-        model, count, size = train(all_lines(), tool("lmplz"), tool("build_binary"), Path(folder), spec["config"])
+    with closing(Scratch("kenlm")) as scratch:
+        model, count, size = train(all_lines(), tool("lmplz"), tool("build_binary"), scratch.path, spec["config"])
         write.bytes(MODEL, model.read_bytes())
     return {"documents": count, "bytes": size}
 

@@ -1,6 +1,5 @@
 """score_toxicity: words of a lexicon, and a classifier's probability where one is set (filters/toxicity.py)."""
 
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from store.digests import digest_of_bytes, digest_of_file
 from store.storage import Storage, open_root
 from tasks.parts import PartWriter
 from tasks.scoring import read_alive, score_parts, summed, tagging
+from tasks.scratch import Scratch
 from tasks.stage import Output, stage
 
 
@@ -54,7 +54,7 @@ def _local(uri: str, endpoint_url: str | None) -> Path:
     parts = urlparse(uri)
     if parts.scheme == "s3":
         folder, name = uri.rsplit("/", 1)
-        path = Path(tempfile.mkdtemp(prefix="bessemer-toxicity-"), name)
+        path = Scratch("toxicity").path / name  # held as long as this process lives
         open_root(folder, endpoint_url).fetch(name, path)
         return path
     path = Path(unquote(parts.path) if parts.scheme == "file" else uri)

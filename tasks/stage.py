@@ -6,8 +6,6 @@ neither Prefect nor Ray; `tasks/runner.py` puts stages into flows, `tasks/parts.
 
 import hashlib
 import inspect
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -30,6 +28,7 @@ from store.locks import hold
 from store.storage import Storage
 from tasks.explain import difference
 from tasks.provenance import provenance
+from tasks.scratch import Scratch
 
 LEAST_FREE_BYTES = 64 * 2**20
 Blob = bytes  # inside Output the name belongs to its method
@@ -101,7 +100,8 @@ class Output:
         self.figures: dict[str, Any] = {}
         self.execution: dict[str, Any] = {}
         self.adopted = 0
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"bessemer-{attempt.stage}-"))
+        self._scratch = Scratch(attempt.stage)
+        self.scratch = self._scratch.path
         self.checkpoints = Checkpoints(attempt)
         self.progress = _Progress(attempt.stage, journal)
         self.warn: Callable[[str], None] = partial(journal.warn, attempt.stage)
@@ -127,6 +127,10 @@ class Output:
     def attach(self, name: str, data: Blob) -> None:
         """A file that may hold times or places: kept and linked, but no part of the artifact's digest."""
         self.add(self.attempt.bytes(name, data, content=False))
+
+    def close(self) -> None:
+        """The scratch folder goes; what was written to the store stays."""
+        self._scratch.close()
 
     @property
     def reader(self) -> Reader:
@@ -265,7 +269,7 @@ class Engine:
             after = planned.damaged.manifest["number"] if planned.damaged else 0
             artifact = publish(self.storage, manifest, list(out.files.values()), after)
         finally:
-            shutil.rmtree(out.scratch, ignore_errors=True)
+            out.close()
         attempt.tidy({record.path for record in artifact.files.values()})  # another run's manifest may name our parts: it adopted them
         if planned.damaged is not None and artifact.digest != planned.damaged.digest:
             self.journal.warn(stage.name, "rebuilt with other content than before; the stages that read it run again")
