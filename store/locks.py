@@ -1,17 +1,21 @@
 """A lock with an expiry, judged by the store's clock. It saves double work only; correctness rests on publication.
 
 locks/<name>/<n>.json holds owner and expiry. The highest n is the lock; a free or expired one is taken by creating n + 1,
-which only one can do. Its holder alone rewrites its file: to renew it, and to let it go (expiry 0).
+which only one can do. Its holder alone rewrites its file: to renew it, and to let it go (expiry 0). A holder on this very machine
+whose process is gone is not waited for.
 """
 
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+import psutil
 
 from contract.errors import PipelineError
 from store.storage import Storage
@@ -22,13 +26,11 @@ EXPIRY_S = 60.0
 @contextlib.contextmanager
 def hold(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: float = 2.0) -> Iterator[None]:
     """Hold the lock for the block, renewed from a thread; `waiting` is told once, with the holder, when it is taken."""
-    owner = f"{socket.gethostname()} pid {os.getpid()}"
-    path = _take(storage, name, owner, waiting, poll_s)
+    path = _take(storage, name, waiting, poll_s)
     stop = threading.Event()
-    nonce = secrets.token_hex(8)
 
     def write(expires: float) -> None:
-        storage.write(path, json.dumps({"owner": owner, "expires": expires, "nonce": nonce}).encode())
+        storage.write(path, _body(expires))
 
     def renew() -> None:
         while not stop.wait(EXPIRY_S / 3):
@@ -42,11 +44,38 @@ def hold(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: fl
     finally:
         stop.set()
         thread.join()
-        with contextlib.suppress(PipelineError, OSError):
+        try:
             write(0.0)
+        except (PipelineError, OSError):  # on a full disk nothing can be written, but a file can go: nobody waits for the expiry
+            with contextlib.suppress(PipelineError, OSError):
+                storage.delete(path)
 
 
-def _take(storage: Storage, name: str, owner: str, waiting: Callable[[str], None], poll_s: float) -> str:
+def _body(expires: float) -> bytes:
+    return json.dumps({"owner": _owner(os.getpid()), "expires": expires, "nonce": secrets.token_hex(8)}).encode()
+
+
+def _owner(pid: int) -> str:
+    """A process by name: with its start, as a pid is given to others later."""
+    return f"{socket.gethostname()} pid {pid} of {psutil.Process(pid).create_time():.0f}"
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether the owner was a process of this machine that does not live any more; of other machines nothing is known."""
+    known = re.fullmatch(r"(\S+) pid (\d+) of (\d+)", owner)
+    if known is None or known[1] != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(int(known[2]))
+        # Starts are told from the boot's time, which moves a little with the clock.
+        return abs(process.create_time() - int(known[3])) > 5 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def _take(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: float) -> str:
     folder, said = f"locks/{name}/", False
     while True:
         entries = storage.list(folder)
@@ -57,15 +86,15 @@ def _take(storage: Storage, name: str, owner: str, waiting: Callable[[str], None
                 last = json.loads(storage.read(entries[-1].path))
                 holder, expires = str(last["owner"]), float(last["expires"])
         now = storage.now()
-        if expires < now:
+        if expires < now or _is_gone(holder):
             path = f"{folder}{number + 1:09d}.json"
-            body = {"owner": owner, "expires": now + EXPIRY_S, "nonce": secrets.token_hex(8)}
-            if storage.create(path, json.dumps(body).encode()):
+            if storage.create(path, _body(now + EXPIRY_S)):
                 for entry in entries:
                     storage.delete(entry.path)
                 return path
             continue
         if not said:
-            waiting(f"waiting for {holder}, which makes the same artifact; its lock ends {expires - now:.0f} s after its last sign of life")
+            who = holder.split(" of ")[0]
+            waiting(f"waiting for {who}, which makes the same artifact; should it die, its lock is free within {EXPIRY_S:.0f} s")
             said = True
         time.sleep(poll_s)
