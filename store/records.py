@@ -21,6 +21,9 @@ FOLDER = "runs/"
 Mark = tuple[str, int, float]
 SECRET_NAMES = re.compile(r"(SECRET|TOKEN|PASSWORD|API_KEY|AUTH_STRING|ACCESS_KEY_ID)", re.IGNORECASE)
 LEAST_SECRET_CHARS = 8
+CHECKPOINTED = ("checkpointed", "stopped by SIGTERM; the same run goes on from here")
+
+_open: list["RunRecord"] = []
 
 
 @dataclass
@@ -58,18 +61,28 @@ class RunRecord:
 def recorded(storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> Iterator[RunRecord]:
     """A record of the block: `completed`, or how it ended. What the block raises goes on; a record that cannot end stays `running`."""
     record = RunRecord.begin(storage, flow, preset, overrides)
+    _open.append(record)
     try:
         yield record
     except BaseException as error:
         with contextlib.suppress(PipelineError, OSError):
             record.end(*_ending(error))
         raise
+    finally:
+        _open.remove(record)
     record.end("completed")
+
+
+def end_open(state: str, message: str = "") -> None:
+    """For a process that is about to leave by os._exit, where no block is left in order: end the records of the blocks it is in."""
+    for record in list(_open):
+        with contextlib.suppress(PipelineError, OSError):
+            record.end(state, message)
 
 
 def _ending(error: BaseException) -> tuple[str, str]:
     if isinstance(error, ComeAgain) or (isinstance(error, SystemExit) and error.code == ComeAgain.exit_code):
-        return "checkpointed", "stopped by SIGTERM; the same run goes on from here"
+        return CHECKPOINTED
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "stopped", ""
     said = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"

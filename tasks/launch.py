@@ -228,9 +228,10 @@ def _note(said: dict[str, Any]) -> str:
 
 def _finish(children: Children, module: str) -> None:
     statuses = [process.wait() for process in children.processes]
-    if all(status == 0 for status in statuses):
+    if not children.is_stopping and all(status == 0 for status in statuses):
         return
-    # Asked to stop before it could listen, a child dies of the signal: nothing was done yet, and nothing is lost.
+    # Asked to stop before it could listen, a child dies of the signal: nothing was done yet, and nothing is lost. One that was asked
+    # in its last moment ends with 0, and is stopped all the same: nobody asks a second time.
     may_come_again = (0, COME_AGAIN, -signal.SIGTERM) if children.is_stopping else (0, COME_AGAIN)
     if all(status in may_come_again for status in statuses):
         raise ComeAgain("checkpointed; run it again to go on")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 from uuid import UUID
 
+import prefect.flow_engine
 import prefect.runtime
 from prefect import get_client, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -21,6 +22,7 @@ from prefect.states import AwaitingRetry, Completed
 
 from contract.errors import ComeAgain, TransientError
 from store.artifact import Artifact
+from store.records import CHECKPOINTED, end_open
 from tasks.launch import ask_to_stop, end_all
 from tasks.lines import row
 from tasks.runner import TRIES, refuse_missing, run_planned
@@ -85,7 +87,7 @@ def stop_on_sigterm() -> None:
         signal.alarm(SETTLE_S)
         if _is_ending():
             end_all()
-            os._exit(0)
+            _exit("stopped", "cancelled")
         signal.alarm(0)
         if not ask_to_stop():  # a child that was asked ends with ComeAgain, and its stage leaves then
             _leave()
@@ -104,11 +106,29 @@ def _leave() -> NoReturn:
     signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
     signal.alarm(SETTLE_S)
     end_all()
-    if not _is_ending():
-        when = datetime.now(UTC) + timedelta(seconds=COME_BACK_S)
-        state: State = AwaitingRetry(scheduled_time=when, message="Stopped by SIGTERM; goes on from here")
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(prefect.runtime.flow_run.id, state, force=True)
+    _no_more_heartbeats()
+    if _is_ending():
+        _exit("stopped", "cancelled")
+    when = datetime.now(UTC) + timedelta(seconds=COME_BACK_S)
+    state: State = AwaitingRetry(scheduled_time=when, message="Stopped by SIGTERM; goes on from here")
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(prefect.runtime.flow_run.id, state, force=True)
+    _exit(*CHECKPOINTED)
+
+
+def _no_more_heartbeats() -> None:
+    """One that comes after AwaitingRetry would have the server wait for the next, and end a run that only waits for a worker.
+
+    The engine's thread cannot be asked to stop (3.8.8), but what it calls can be taken away.
+    """
+    prefect.flow_engine.emit_event = lambda **_: None  # type: ignore[assignment]
+
+
+def _exit(state: str, message: str) -> NoReturn:
+    """The server knows; the run's record in the store is told as well, unless that takes too long."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.alarm(SETTLE_S)
+    end_open(state, message)
     os._exit(0)
 
 

@@ -1,14 +1,19 @@
 """The command line on bad input: one message that says what to do, a status that is not zero, nothing half-written."""
 
 import json
+import signal
 import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from bessemer.cli import main
+from store.records import records
+from store.storage import open_root
 
 
 def run(tmp_path: Path, *more: str, flow: str = "curate") -> int:
@@ -102,6 +107,29 @@ def test_a_full_disk_is_said_and_publishes_nothing(tmp_path: Path, capsys):
         assert not published(tmp_path)
     finally:
         subprocess.run(["umount", str(root)], check=True)
+
+
+def test_sigterm_however_often_ends_with_75_and_one_sentence(tmp_path: Path):
+    """Whoever stops a process group sends it twice: `make`, systemd and a terminal do."""
+    root = tmp_path / "root"
+    place = ["--set", f"storage.root={root.as_uri()}", "--set", "run.workers=1"]
+    command = [sys.executable, "-m", "bessemer.cli", "run", "curate", "--preset", "smoke", *place]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    try:
+        deadline = time.monotonic() + 120
+        while not list(root.glob("runs/*.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        while process.poll() is None and time.monotonic() < deadline:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.002)
+        _, said = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 75, said
+    assert said == "bessemer: stopped; the same command goes on from here\n"
+    (record,) = (value for _, value in records(open_root(root.as_uri())))
+    assert record["state"] == "checkpointed" and record["ended"] is not None
 
 
 class Refusing(BaseHTTPRequestHandler):

@@ -42,7 +42,7 @@ def main(path: str) -> None:
         say(progress=[5, 9, "steps"])
         time.sleep(60)
     elif how == "obey":
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(spec["status"]))
         grandchild = subprocess.Popen(["sleep", "60"])
         (out / "grandchild").write_text(str(grandchild.pid))
         say(progress=[1, 9, "steps"])

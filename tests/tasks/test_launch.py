@@ -109,12 +109,13 @@ def test_a_child_that_hangs_and_cannot_resume_fails(out: Output):
     assert not any(map(alive, pids(out)))
 
 
-def test_asked_to_stop_it_comes_again_and_no_grandchild_stays(out: Output):
+@pytest.mark.parametrize("status", [75, 0], ids=["checkpointed", "in its last moment"])
+def test_asked_to_stop_it_comes_again_and_no_grandchild_stays(out: Output, status: int):
     caught: list[BaseException] = []
 
     def run() -> None:
         try:
-            launch.run_child(MODULE, spec(out, "obey"), out)
+            launch.run_child(MODULE, spec(out, "obey", status=status), out)
         except ComeAgain as error:
             caught.append(error)
 
