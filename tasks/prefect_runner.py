@@ -121,7 +121,7 @@ def _no_more_heartbeats() -> None:
 
     The engine's thread cannot be asked to stop (3.8.8), but what it calls can be taken away.
     """
-    prefect.flow_engine.emit_event = lambda **_: None  # type: ignore[assignment]
+    prefect.flow_engine.emit_event = lambda **_: None  # type: ignore[attr-defined]
 
 
 def _exit(state: str, message: str) -> NoReturn:

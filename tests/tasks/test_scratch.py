@@ -68,7 +68,7 @@ def test_what_has_no_lock_and_what_a_link_points_to_is_left_alone(place: Path, t
 def test_many_at_once_each_keep_their_own(place: Path) -> None:
     """Makers remove what is abandoned while others are between making their folder and locking it."""
     made: list[Scratch] = []
-    threads = [threading.Thread(target=lambda: made.extend(Scratch("toy") for _ in range(50))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: made.extend(Scratch("toy") for _ in range(15))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
