@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(command, configured)
     for name, text in (("up", "Start the Prefect server and a worker."), ("down", "Stop them."), ("services", "Say what runs.")):
         command(name, _service, text).set_defaults(service=name)
+    notify = command("notify", _notify, "Have the Prefect server post a line to a webhook when a run fails or crashes.")
+    notify.add_argument("url", nargs="?", metavar="URL", help="Slack, Mattermost, or anything that takes a POST of JSON")
+    notify.add_argument("--off", action="store_true", help="stop it")
     return parser
 
 
@@ -208,6 +211,20 @@ def _show(arguments: argparse.Namespace) -> int:
         print(f"figure    {key}: {json.dumps(value, ensure_ascii=False)[:300]}")
     for record in artifact.files.values():
         print(f"file      {record.name}  {size(record.size)}" + (f"  {record.rows:,} rows" if record.rows is not None else ""))
+    return 0
+
+
+def _notify(arguments: argparse.Namespace) -> int:
+    from bessemer import automations
+    from bessemer.services import running_api
+
+    if arguments.off == bool(arguments.url):
+        raise InputError("give the address to post to, or --off")
+    api = running_api()
+    if arguments.off:
+        print("off" if automations.stop_notifying(api) else "was off already")
+    else:
+        print("failed and crashed runs are posted there" if automations.notify(api, arguments.url) else "is so already")
     return 0
 
 

@@ -89,7 +89,6 @@ class Place:
         ours = {} if self.external else {"PREFECT_PROFILES_PATH": str(self.own_profiles(api_url)), "PREFECT_PROFILE": profiles.NAME}
         return {
             "PREFECT_WORKER_QUERY_SECONDS": "2",  # 10 by default: ten seconds of waiting before every run
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",  # `prefect deployment run --watch` then shows the run's lines too
             "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
@@ -341,6 +340,15 @@ def services_status() -> Status:
     if url is None or not (api := Api(url)).is_healthy():
         return Status(url, False, False, 0)
     return Status(url, True, worker_is_up(api_url=url), len(api.runs(LIVE)))
+
+
+def running_api() -> Api:
+    """The server of this clone, or the one that PREFECT_API_URL names; PipelineError when none answers."""
+    place = Place.from_environment()
+    url = place.external or place.state().get("api_url")
+    if url is None or not (api := Api(url)).is_healthy():
+        raise PipelineError("no Prefect server of this clone runs; start it: make up")
+    return api
 
 
 def worker_is_up(pool: str = POOL, api_url: str | None = None) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from bessemer import processes
 from bessemer.api import Api
 from bessemer.environment import prepare_environment
-from bessemer.services import POOL, Place, ui, worker_is_up
+from bessemer.services import POOL, Place, running_api, ui, worker_is_up
 from contract.errors import PipelineError
 
 EVENT_MARKS = ("●", "▪", "prefect.flow-run.")  # how the lines of `--watch` begin that are not about the run as a whole
@@ -43,10 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(deployment: str, parameters: list[str]) -> int:
-    place = Place.from_environment()
-    url = place.external or place.state().get("api_url")
-    if url is None or not Api(url).is_healthy():
-        raise PipelineError("no Prefect server of this clone runs; start it: make up")
+    place, url = Place.from_environment(), running_api().url
     if not worker_is_up(api_url=url):
         raise PipelineError(f"no worker takes runs from the pool {POOL} at {url}; start one: make up")
     settings = [part for parameter in parameters for part in ("-p", parameter)]

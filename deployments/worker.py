@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from bessemer import processes
+from bessemer import automations, processes
 from bessemer.api import Api
 from bessemer.environment import prepare_environment
 from contract.errors import InputError, PipelineError
@@ -53,6 +53,7 @@ def work(pool: str, name: str, grace_s: float, alone: bool, queues: list[str], l
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stop.append(received))
     take_over(api, name, alone)
+    watch_over(api)
     worker = start(pool, name, queues, limit)
     # Not worker.wait(): a second wait from inside a signal handler would block on the same lock.
     while not stop and worker.poll() is None:
@@ -75,6 +76,15 @@ def take_over(api: Api, name: str, alone: bool) -> None:
         print(f"worker: stopped {orphans} flows of an earlier worker", flush=True)
     for run in api.reconcile(name, alive=set(), alone=alone):
         print(f"worker: {run} had no process any more: Crashed, Retry continues it", flush=True)
+
+
+def watch_over(api: Api) -> None:
+    """What a machine leaves `Running` when it vanishes, the server ends by the heartbeat that stopped."""
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(automations.HEARTBEAT_S))
+    try:
+        automations.end_silent_runs(api)
+    except PipelineError as error:  # a server that has no automations, or does not let us: everything else works
+        print(f"worker: runs whose machine vanishes will stay Running until it comes back: {error}", file=sys.stderr)
 
 
 def start(pool: str, name: str, queues: list[str], limit: int | None) -> subprocess.Popen[bytes]:

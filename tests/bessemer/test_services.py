@@ -47,6 +47,7 @@ deployments:
   - name: full
     entrypoint: flows/toy.py:toy
     version: "{{ $BESSEMER_VERSION }}"
+    tags: [bessemer]
     work_pool:
       name: cpu
 """

@@ -1,0 +1,135 @@
+"""Automations on a real server: what fell silent is ended, what lives is left alone, and a broken run is told of.
+
+The times are a tenth of the product's: the server judges heartbeats by its own clock, so an hour of them cannot be sent at once.
+"""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, ClassVar
+
+import pytest
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
+
+from bessemer import automations
+from bessemer.api import Api
+from bessemer.processes import wait_until
+from contract.errors import InputError
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield Api(str(PREFECT_API_URL.value()))
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """What a chat's webhook is: it takes a POST and keeps it."""
+
+    got: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        Receiver.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def receiver() -> Iterator[str]:
+    Receiver.got = []
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/hook"
+    server.shutdown()
+
+
+def running(api: Api, name: str, tags: tuple[str, ...] = ("bessemer",)) -> str:
+    flow = api.call("POST", "/flows/", {"name": "toy"})["id"]
+    body = {"flow_id": flow, "name": name, "tags": list(tags), "state": {"type": "RUNNING", "name": "Running"}}
+    return str(api.call("POST", "/flow_runs/", body)["id"])
+
+
+def beat(api: Api, run: str, *tags: str) -> None:
+    """A heartbeat as the engine's thread sends it."""
+    event = {
+        "event": "prefect.flow-run.heartbeat",
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        "related": [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in tags],
+        "payload": {},
+        "id": str(uuid.uuid4()),
+    }
+    api.call("POST", "/events", [event])
+
+
+def state(api: Api, run: str) -> dict[str, Any]:
+    return dict(api.call("GET", f"/flow_runs/{run}")["state"])
+
+
+def end(api: Api, run: str, kind: str, message: str, name: str | None = None) -> None:
+    body = {"state": {"type": kind, "name": name, "message": message}, "force": False}
+    api.call("POST", f"/flow_runs/{run}/set_state", body)
+
+
+def test_a_silent_run_is_ended_and_a_run_that_lives_is_not(api: Api):
+    """120 heartbeats are an hour of a stage that says nothing else; these are 9 of them, at a tenth of the time between."""
+    assert automations.end_silent_runs(api)
+    assert automations.end_silent_runs(api, silent_s=10), "another time replaces the first"
+    assert not automations.end_silent_runs(api, silent_s=10), "a second call changes nothing"
+    assert len(api.call("POST", "/automations/filter", {})) == 1
+    time.sleep(1)  # the server tells its evaluator of a new automation within a moment
+    silent, long, waiting, other = (running(api, name) for name in ("silent", "long", "waiting", "other"))
+    for run in (silent, waiting, long):
+        beat(api, run, "bessemer")
+    beat(api, other, "others")
+    time.sleep(1)  # events that are a moment apart may be judged in the other order
+    end(api, waiting, "SCHEDULED", "stopped by SIGTERM", "AwaitingRetry")
+    for _ in range(8):
+        time.sleep(3)
+        beat(api, long, "bessemer")
+    assert state(api, silent)["type"] == "CRASHED"
+    assert state(api, silent)["message"] == automations.SILENT
+    assert state(api, waiting)["name"] == "AwaitingRetry"
+    assert state(api, long)["type"] == "RUNNING"
+    assert state(api, other)["type"] == "RUNNING"
+    for run in (long, other):
+        end(api, run, "COMPLETED", "")
+
+
+def test_a_live_run_that_was_ended_by_mistake_says_so_at_its_end(api: Api):
+    """A server that was away for longer than the silence may end what lives: the run's own word comes after it and counts."""
+    run = running(api, "live")
+    end(api, run, "CRASHED", automations.SILENT)
+    end(api, run, "COMPLETED", "")
+    assert state(api, run)["type"] == "COMPLETED"
+
+
+def test_broken_runs_are_posted_until_it_is_off(api: Api, receiver: str):
+    with pytest.raises(InputError, match="http"):
+        automations.notify(api, "slack.example/hook")
+    assert automations.notify(api, "http://127.0.0.1:9/elsewhere")
+    assert automations.notify(api, receiver), "another address replaces the first"
+    assert not automations.notify(api, receiver)
+    time.sleep(1)
+    said = 'StageFailed: pretrain "stopped" at {step: 3}\n<b>and</b> why'
+    end(api, running(api, "broken"), "FAILED", said)
+    end(api, running(api, "well"), "COMPLETED", "")
+    end(api, running(api, "of-others", tags=()), "FAILED", said)
+    end(api, running(api, "gone"), "CRASHED", "its process is gone")
+    assert wait_until(lambda: len(Receiver.got) >= 2, 30), Receiver.got
+    lines = sorted(line["text"] for line in Receiver.got)
+    assert lines == [f"toy (broken) Failed: {said} ", "toy (gone) Crashed: its process is gone "]  # this server has no UI to name
+    assert automations.stop_notifying(api) and not automations.stop_notifying(api)
+    time.sleep(1)
+    end(api, running(api, "later"), "FAILED", said)
+    time.sleep(3)
+    assert len(Receiver.got) == 2
