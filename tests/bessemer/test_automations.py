@@ -81,7 +81,7 @@ def end(api: Api, run: str, kind: str, message: str, name: str | None = None) ->
 
 
 def test_a_silent_run_is_ended_and_a_run_that_lives_is_not(api: Api):
-    """120 heartbeats are an hour of a stage that says nothing else; these are 9 of them, at a tenth of the time between."""
+    """120 heartbeats are an hour of a stage that says nothing else; these are 8 of them, at a tenth of the time between."""
     assert automations.end_silent_runs(api)
     assert automations.end_silent_runs(api, silent_s=10), "another time replaces the first"
     assert not automations.end_silent_runs(api, silent_s=10), "a second call changes nothing"
@@ -93,7 +93,7 @@ def test_a_silent_run_is_ended_and_a_run_that_lives_is_not(api: Api):
     beat(api, other, "others")
     time.sleep(1)  # events that are a moment apart may be judged in the other order
     end(api, waiting, "SCHEDULED", "stopped by SIGTERM", "AwaitingRetry")
-    for _ in range(8):
+    for _ in range(7):
         time.sleep(3)
         beat(api, long, "bessemer")
     assert state(api, silent)["type"] == "CRASHED"

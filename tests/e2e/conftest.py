@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from store.storage import Storage, open_root
+from tests.e2e.installation import Installation
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +36,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     done = run(storage)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return storage
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    installation = Installation(tmp_path_factory.mktemp("installed"))
+    installation.services("up")
+    try:
+        yield installation
+    finally:
+        installation.services("down")

@@ -71,7 +71,8 @@ def test_a_partial_flow_says_which_flow_makes_what_is_missing(tmp_path: Path, ca
 
 
 def test_the_smoke_flow_on_s3_killed_in_every_family_ends_with_the_same_digests(undisturbed: Storage, s3: Storage):
-    """SIGKILL to the flow process inside a data stage, pretraining, PPO and evaluation; nothing is left behind, nothing differs."""
+    """SIGKILL to the flow process inside a data stage, pretraining, PPO and evaluation, Ctrl-C and a terminal that closes in two more;
+    nothing is left behind, nothing differs."""
 
     def sealed(stage: str) -> bool:
         return any(entry.path.endswith(".seal") for entry in s3.list(f"artifacts/{stage}/"))
@@ -82,22 +83,24 @@ def test_the_smoke_flow_on_s3_killed_in_every_family_ends_with_the_same_digests(
     def published(stage: str) -> bool:
         return any("/manifest-" in entry.path for entry in s3.list(f"artifacts/{stage}/"))
 
-    moments: dict[str, Callable[[], bool]] = {
-        "deduplicate": lambda: sealed("deduplicate"),
-        "pretrain": lambda: checkpointed("pretrain"),
-        "ppo": lambda: checkpointed("ppo"),
-        "evaluate": lambda: published("dpo"),
+    moments: dict[str, tuple[signal.Signals, Callable[[], bool]]] = {
+        "deduplicate": (signal.SIGKILL, lambda: sealed("deduplicate")),
+        "score_rules": (signal.SIGINT, lambda: sealed("score_rules")),
+        "pretrain": (signal.SIGKILL, lambda: checkpointed("pretrain")),
+        "sft": (signal.SIGHUP, lambda: checkpointed("sft")),
+        "ppo": (signal.SIGKILL, lambda: checkpointed("ppo")),
+        "evaluate": (signal.SIGKILL, lambda: published("dpo")),
     }
-    for stage, moment in moments.items():
-        kill_when(moment, command(s3))
+    for stage, (number, moment) in moments.items():
+        kill_when(moment, command(s3), number)
         assert not published(stage), f"{stage} was done before the kill; the moment must come earlier"
     done = run(s3)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert digests(s3) == digests(undisturbed)
 
 
-def kill_when(moment: Callable[[], bool], line: list[str]) -> None:
-    """Start the flow, SIGKILL it at the moment, and see that no process of it stays."""
+def kill_when(moment: Callable[[], bool], line: list[str], number: signal.Signals) -> None:
+    """Start the flow, signal it at the moment, and see that no process of it stays."""
     mark = f"{os.getpid()}-{time.time_ns()}"
     process = subprocess.Popen(line, env=os.environ | {MARK: mark}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     try:
@@ -107,8 +110,8 @@ def kill_when(moment: Callable[[], bool], line: list[str]) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        process.wait(30)
     deadline = time.monotonic() + 20
     while (left := list(marked(mark))) and time.monotonic() < deadline:
         time.sleep(0.2)

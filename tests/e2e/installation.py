@@ -1,0 +1,74 @@
+"""This project as `make up` installs it, with a server, a worker and a Prefect home of the tests' own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bessemer.api import Api
+from tests.bessemer.test_services import free_port
+
+ROOT = Path(__file__).parents[2]
+LEFT_OUT = {".git", ".venv", ".cache", "runs", "build"}
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+class Installation:
+    """This project under a name of its own, with a Prefect home of its own: what `make up` starts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, port = folder / "home", free_port()
+        self.home.mkdir()
+        for entry in ROOT.iterdir():
+            if entry.name not in LEFT_OUT:
+                (self.home / entry.name).symlink_to(entry)
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self.environment |= {"BESSEMER_HOME": str(self.home), "PREFECT_HOME": str(folder / "prefect"), "BESSEMER_PORT": str(port)}
+        self.api = Api(f"http://127.0.0.1:{port}/api")
+
+    def services(self, verb: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "bessemer.services", verb], env=self.environment, check=True, timeout=240, capture_output=True
+        )
+
+    def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A plain `prefect` command, from another folder: the profile that `make up` selected says where the server is."""
+        program = str(Path(sys.executable).with_name("prefect"))
+        return subprocess.run(
+            [program, "--no-prompt", *arguments], env=self.environment, cwd="/", capture_output=True, text=True, timeout=400
+        )
+
+    def start(self, flow: str, **overrides: Any) -> str:
+        done = self.prefect("deployment", "run", f"{flow}/full", "-p", "preset=smoke", "-p", f"overrides={json.dumps(overrides)}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return next(line.split()[-1] for line in done.stdout.splitlines() if "UUID:" in line)
+
+    def run(self, id: str) -> dict[str, Any]:
+        return self.api.call("GET", f"/flow_runs/{id}")
+
+    def wait(self, id: str, what: Callable[[dict[str, Any]], bool], seconds: float = 300) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while not what(run := self.run(id)):
+            assert time.monotonic() < deadline, run["state"]
+            time.sleep(0.2)
+        return run
+
+    def tasks(self, id: str, attempt: int | None = None) -> list[tuple[str, str]]:
+        """(name, state) of the run's task runs that have ended, in their order; of one attempt (run_count) only, when asked."""
+        found = self.api.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [id]}}, "sort": "ID_DESC"})
+        ended = [task for task in found if task["state"] and task["state"]["type"] in FINAL]
+        mine = [task for task in ended if attempt in (None, task["flow_run_run_count"])]
+        return [(task["name"], task["state"]["name"]) for task in sorted(mine, key=lambda task: task["created"])]
+
+    def lines(self, id: str) -> list[str]:
+        """What the run's log holds, as the UI shows it."""
+        found = self.api.call("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"})
+        return [line["message"] for line in found]
+
+
+def is_final(run: dict[str, Any]) -> bool:
+    return run["state"]["type"] in FINAL

@@ -1,0 +1,90 @@
+"""More than one at a time: two workers of one pool, of which one is taken away, and two runs that want the same artifact."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bessemer import processes
+from store.records import records
+from store.storage import Storage
+from tests.e2e.installation import ROOT, Installation, is_final
+
+pytestmark = pytest.mark.e2e
+
+LONG = 300
+"""Steps: long enough to be met at work, and seconds all the same."""
+
+
+@pytest.fixture
+def second(installed: Installation, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker as another machine starts it."""
+    environment = installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    command = [sys.executable, str(ROOT / "deployments" / "worker.py"), "--pool", "cpu", "--name", "second"]
+    with open(tmp_path / "second.log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=processes.default_signals)
+    assert processes.wait_until(lambda: installed.api.has_worker("cpu", "second", 0), 60), (tmp_path / "second.log").read_text()
+    yield process
+    process.terminate()
+    process.wait(60)
+
+
+def manifests(storage: Storage, stage: str) -> set[str]:
+    return {entry.path for entry in storage.list(f"artifacts/{stage}/") if "/manifest-" in entry.path}
+
+
+def test_what_one_worker_had_to_leave_another_takes_up(
+    installed: Installation, undisturbed: Storage, second: subprocess.Popen[bytes], tmp_path: Path
+):
+    id = installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG})
+    before = {entry.path for entry in undisturbed.list("artifacts/pretrain/")}
+
+    def checkpointed(run: dict) -> bool:
+        assert not is_final(run), run["state"]
+        return any(entry.path.endswith("/WHOLE") and entry.path not in before for entry in undisturbed.list("artifacts/pretrain/"))
+
+    run = installed.wait(id, checkpointed)
+    taken_by = run["labels"]["prefect.worker.name"]
+    first_pid = int((installed.home / ".cache" / "services" / "worker.pid").read_text().split()[0])
+    os.kill(second.pid if taken_by == "second" else first_pid, signal.SIGTERM)
+    try:
+        run = installed.wait(id, is_final)
+    finally:
+        installed.services("up")
+    assert run["state"]["name"] == "Completed", run["state"]
+    assert run["run_count"] == 2
+    assert run["labels"]["prefect.worker.name"] != taken_by
+    steps = [int(line.split()[1]) for line in installed.lines(id) if line.startswith("pretrain: ")]
+    assert steps.count(1) <= 1, "training began again from its first step"
+
+
+def test_two_runs_at_once_make_one_artifact_and_the_one_that_waits_says_for_what(installed: Installation, undisturbed: Storage):
+    before = manifests(undisturbed, "pretrain")
+    ids = [installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG + 1}) for _ in range(2)]
+    runs = [installed.wait(id, is_final) for id in ids]
+    assert [run["state"]["name"] for run in runs] == ["Completed", "Completed"], [run["state"] for run in runs]
+    assert len(manifests(undisturbed, "pretrain") - before) == 1
+    said = [line for id in ids for line in installed.lines(id) if "waiting for" in line]
+    assert len(said) == 1 and "which makes the same artifact" in said[0], said
+
+
+def test_a_cancelled_run_leaves_no_process_and_is_not_taken_up_again(installed: Installation, undisturbed: Storage):
+    """As the UI's Cancel does it: the state is set, and the worker ends the flow."""
+    id = installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG + 2})
+    before = manifests(undisturbed, "pretrain")
+    installed.wait(id, lambda run: any(line.startswith("pretrain: ") for line in installed.lines(id)))
+    process = psutil.Process(int(installed.run(id)["infrastructure_pid"]))
+    family = [process, *process.children(recursive=True)]
+    assert len(family) > 1, "the training child is not there"
+    state = {"type": "CANCELLING", "message": "Cancelled from the UI"}
+    installed.api.call("POST", f"/flow_runs/{id}/set_state", {"state": state, "force": False})
+    run = installed.wait(id, is_final, 60)
+    assert run["state"]["name"] == "Cancelled", run["state"]
+    assert processes.wait_until(lambda: not any(map(processes.is_alive, family)), 10)
+    assert manifests(undisturbed, "pretrain") == before
+    assert [value["state"] for _, value in records(undisturbed) if value["overrides"].get("train.max_steps") == LONG + 2] == ["stopped"]
