@@ -1,10 +1,11 @@
 # The verbs of this project. `make pretrain` is the whole of it; PRESET=smoke is the first look.
 PRESET ?= laptop
+N ?= 20
 PYTHON ?= python3.11
 IN := .venv/bin
 SERVICES := $(IN)/python -m bessemer.services
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test check test-infra deploy-workers destroy-workers up down status clean lock
+.PHONY: help setup pretrain test check faults faults-all test-infra deploy-workers destroy-workers up down status clean lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -20,6 +21,12 @@ test: setup ## everything that CI runs: lint, types and all tests
 
 check: setup ## format, lint, types and the quick tests
 	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e"
+
+faults: setup ## N kills at random moments of whole runs, on disk and on S3, from a seed (N=20 SEED=…); 20 take about half an hour
+	@$(IN)/python -m tests.e2e.kills random --kills $(N) $(if $(SEED),--seed $(SEED))
+
+faults-all: setup ## a kill inside every stage, 1,000 faults of an S3 server, full and read-only disks
+	@$(IN)/python -m tests.e2e.kills chained && BESSEMER_FAULTS=1000 $(IN)/python -m pytest -q -s tests/e2e/test_storage_faults.py tests/e2e/test_disk.py
 
 test-infra: setup ## GPU machines: checkov, cloud-init, systemd, then plan, apply, apply, destroy on an AWS emulator (10 minutes)
 	@$(IN)/python infra/terraform/tests/checks.py && $(IN)/python infra/terraform/tests/apply.py
