@@ -26,12 +26,14 @@ from tasks.stage import Output, stage
 from training.config import EngineName, TrainConfig
 from training.options import Place
 
-SECONDS_A_TRIAL = 2.0
+SECONDS_A_TRIAL = 1.0
 BYTES_A_RANK = 2**30
 """A rank of a small model with torch in it; 0.8 to 1.0 GB on two cores (2026-11-21)."""
 BYTES_FOR_OTHERS = 3 * 2**30
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
 """CPU flags without which bfloat16 is emulated, and slower than float32."""
+LEAST_GAIN_BY_COMPILING = 0.15
+"""Of a step's time: every rank compiles for a quarter of a minute before its first one."""
 SHARE_FOR_STEPS = 0.9
 """Of a stage's seconds; the rest goes to validation and checkpoints."""
 
@@ -94,13 +96,14 @@ def calibrate(config: Speed, out: Output) -> Ledger:
     """calibration.json: the fastest place of those tried, and what a step costs there, fixed and by token.
 
     Settings of `run` that are given are not tried otherwise. A step is taken to cost a + b · tokens seconds: a is the optimizer and
-    the ranks' exchange, seen at a batch of one row a rank.
+    the ranks' exchange, seen at a batch of one row a rank. Compiling is tried where bfloat16 is native: in float32 the products
+    are most of a step, and what is fused beside them gave 4 % (AVX2, 2 cores).
     """
     batch_size = max(1, config.global_batch_tokens // config.model.context)
     machine = Machine.here()
     trials = [_trial(where, config, batch_size, out) for where in places(out.run, batch_size, machine)]
     best = min(trials, key=lambda trial: trial.seconds)
-    if out.run.compile is None and machine.has_compiler:
+    if out.run.compile is None and machine.has_compiler and best.place.dtype == "bfloat16":
         best = _compiled(best, config, batch_size, out, trials)
     chosen = {
         "place": {name: getattr(best.place, name) for name in ("dtype", "ranks", "threads", "compile")},
@@ -132,11 +135,11 @@ def _trial(where: Place, config: Speed, batch_size: int, out: Output) -> Trial:
 
 
 def _compiled(eager: Trial, config: Speed, batch_size: int, out: Output, trials: list[Trial]) -> Trial:
-    """The same place compiled, when that is faster; one size alone, as each is compiled anew."""
+    """The same place compiled, when that gains enough; one size alone, as each is compiled anew."""
     where = replace(eager.place, compile=True)
     [seconds] = _measured(where, config, [batch_size], out)
     trials.append(Trial(where, seconds, min(eager.fixed, seconds / 2)))
-    return min(eager, trials[-1], key=lambda trial: trial.seconds)
+    return trials[-1] if seconds < (1 - LEAST_GAIN_BY_COMPILING) * eager.seconds else eager
 
 
 def _measured(where: Place, config: Speed, rows: list[int], out: Output) -> list[float]:
@@ -174,9 +177,10 @@ def places(run: RunOptions, batch_size: int, machine: Machine) -> list[Place]:
     ]
 
 
-def place(run: RunOptions, calibration: Artifact | None) -> Place:
-    """Where a training stage runs: as told, else as calibrated, else one float32 thread."""
-    found = calibration.json("calibration.json")["place"] if calibration else {}
+def place(run: RunOptions, calibration: Artifact | None, is_long: bool = False) -> Place:
+    """Where a stage runs: as told, else as calibrated, else one float32 thread. A short one does not compile unless it is told to."""
+    found = dict(calibration.json("calibration.json")["place"]) if calibration else {}
+    found["compile"] = found.get("compile", False) and is_long
     plain = {"dtype": "float32", "ranks": 1, "threads": 1, "compile": False}
     told = {name: getattr(run, name) for name in plain if getattr(run, name) is not None}
     return Place(device=run.device, micro_batch_size=run.micro_batch_size, **plain | found | told)

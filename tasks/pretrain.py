@@ -41,7 +41,7 @@ def pretrain(blocks: Artifact, tokenizer: Artifact, config: Pretraining, out: Ou
             f"train.global_batch_tokens {settings.global_batch_tokens} is no multiple of model.context {context}; make it one"
         )
     batch_size = settings.global_batch_tokens // context
-    where = place(out.run, calibration)
+    where = place(out.run, calibration, is_long=True)
     check_ranks(batch_size, where.ranks, "train.global_batch_tokens / model.context")
     vocab_size = Encoder(tokenizer.read("tokenizer.json")).vocab_size
     data = out.scratch / "blocks"

@@ -24,7 +24,7 @@ from training.objectives import cross_entropy
 from training.options import Place, micro_size
 from training.processes import join, prepare
 
-LEAST_STEPS = 3
+LEAST_STEPS = 2
 
 
 def measure(spec: dict[str, Any]) -> None:
