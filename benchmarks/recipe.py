@@ -1,0 +1,103 @@
+"""Recipes for the laptop's pretraining at equal time: bits per byte of the validation blocks, several seeds, losers kept.
+
+    .venv/bin/python benchmarks/recipe.py --root DIR --seconds 60 --seeds 1 2 3 [--only NAME …]
+
+Each recipe is the preset with some settings changed. Two run at a time, one process of one thread each, so that both meet the same
+noise; calibrate gives each as many steps as its seconds hold. Prints Markdown; artifacts stay in the root, so a stopped run goes on.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bessemer.config import load, parse_set
+from flows.train import body
+from tasks.runner import PlanRunner
+from tasks.stage import Engine
+
+PROJECT = Path(__file__).parents[1]
+SMALL = "model={hidden_size: 128, intermediate_size: 352, num_layers: 4, num_heads: 2, num_kv_heads: 1, context: 256}"
+SMALLER = "model={hidden_size: 96, intermediate_size: 256, num_layers: 3, num_heads: 3, num_kv_heads: 1, context: 256}"
+RECIPES: dict[str, list[str]] = {
+    "the preset": [],
+    "128 wide": [SMALL],
+    "128 wide, steps of 2,048 tokens": [SMALL, "train.global_batch_tokens=2048"],
+    "96 wide, 3 layers": [SMALLER],
+    "vocabulary 2,048": ["tokenizer.vocab_size=2048"],
+    "128 wide, vocabulary 2,048": [SMALL, "tokenizer.vocab_size=2048"],
+    "AdamW 3e-3": ["train.optimizer=adamw", "train.learning_rate=0.003", "train.embedding_learning_rate=null"],
+    "128 wide, Muon 0.04": [SMALL, "train.learning_rate=0.04"],
+}
+ALWAYS = [
+    "run.ranks=1",
+    "run.threads=1",
+    "train.validation_every=1000000",
+    "train.validation_blocks=100000",
+    "align.methods=[]",
+    "align.export=pretrain",
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    given = parser.parse_args()
+    common = [*ALWAYS, f"train.seconds={given.seconds}", f"storage.root={given.root.resolve().as_uri()}", *given.set]
+    for name in given.only:  # the data part first, alone
+        run("curate", common + RECIPES[name])
+    work = [(name, seed) for seed in given.seeds for name in given.only]
+    with ThreadPoolExecutor(2) as two:
+        found = list(two.map(lambda job: measure(common + RECIPES[job[0]] + [f"train.seed={job[1]}"]), work))
+    print(table(work, found))
+    return 0
+
+
+def run(flow: str, settings: list[str]) -> None:
+    words = [word for text in settings for word in ("--set", text)]
+    subprocess.run(
+        [sys.executable, "-m", "bessemer.cli", "run", flow, "--preset", "laptop", *words], cwd=PROJECT, check=True, stdout=sys.stderr
+    )
+
+
+def measure(settings: list[str]) -> dict[str, float]:
+    run("train", settings)
+    config = load("laptop", dict(parse_set(text) for text in settings))
+    runner = PlanRunner(Engine(config.store(), config, config.run, None, "laptop"))  # type: ignore[arg-type]
+    artifacts = {planned.stage.name: planned.reuse for planned in (body(runner, config), runner.plans)[1]}
+    base, blocks = artifacts["pretrain"], artifacts["mix"]
+    assert base is not None and blocks is not None
+    held = blocks.figures["validation"].values()
+    bytes_per_token = sum(row["blocks"] * row["bytes_per_token"] for row in held) / sum(row["blocks"] for row in held)
+    return {
+        "bits_per_byte": base.figures["validation_loss"] / math.log(2) / bytes_per_token,
+        "parameters": base.figures["parameters"],
+        "tokens": base.figures["tokens"],
+    }
+
+
+def table(work: list[tuple[str, int]], found: list[dict[str, float]]) -> str:
+    lines = ["| recipe | parameters | tokens seen | bits per byte: median [least, most] of the seeds |", "|---|---|---|---|"]
+    for name in dict.fromkeys(name for name, _ in work):
+        rows = [row for (other, _), row in zip(work, found, strict=True) if other == name]
+        bits = [row["bits_per_byte"] for row in rows]
+        spread = f"{statistics.median(bits):.3f} [{min(bits):.3f}, {max(bits):.3f}]"
+        lines.append(f"| {name} | {rows[0]['parameters']:,} | {statistics.median(row['tokens'] for row in rows):,.0f} | {spread} |")
+    return (
+        "\n".join(lines)
+        + "\n\n```json\n"
+        + json.dumps([{**row, "recipe": n, "seed": s} for (n, s), row in zip(work, found, strict=True)])
+        + "\n```"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
