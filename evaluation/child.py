@@ -107,11 +107,12 @@ def evaluate(spec: dict[str, Any], say: Callable[[Line], None]) -> None:
     has_items, policies = bool(pq.read_metadata(spec["items"]).num_rows), [name for name in POLICIES if name in models]
     aligned = policies if spec.get("prompts") else []
     asked = Asked.read(tokenizer, spec, config, models["sft"].shape.context) if aligned else None  # refused before any work is done
-    work = len(models) * (1 + has_items) + len(aligned) + bool(spec.get("reward")) + bool(spec.get("blocks"))
+    scored = {name: model for name, model in models.items() if config.scored is None or name in config.scored}
+    work = len(scored) * (1 + has_items) + len(aligned) + bool(spec.get("reward")) + bool(spec.get("blocks"))
     steps = Steps(work, say)
 
-    result: dict[str, Any] = {"bits_per_byte": bits_per_byte(models, tokenizer, spec, config, steps)}
-    result["tasks"] = tasks(models, tokenizer, spec, config, out, steps) if has_items else {}
+    result: dict[str, Any] = {"bits_per_byte": bits_per_byte(scored, tokenizer, spec, config, steps)}
+    result["tasks"] = tasks(scored, tokenizer, spec, config, out, steps) if has_items else {}
     if asked is not None:
         result["alignment"] = alignment({name: models[name] for name in aligned}, asked, tokenizer, spec, config, out, steps)
     if spec.get("reward"):

@@ -79,7 +79,7 @@ class PlainEngine(Ranks):
         self._named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         # A CPU without bf16 units takes ten times as long for a bf16 product (measured on AVX2).
         on_cpu_in_fp32 = self.device.type == "cpu" and not self._bf16
-        self.optimizer = build(self._named, recipe, torch.float32 if on_cpu_in_fp32 else torch.bfloat16)
+        self.optimizer = build(self._named, recipe, torch.float32 if on_cpu_in_fp32 else torch.bfloat16, rank, ranks)
         self._call: Callable[..., Any] = torch.compile(self.module, dynamic=False) if place.compile else self.module
         self._assign_flat_gradient()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.options import Recipe
@@ -56,10 +57,12 @@ def muon_groups(named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe) -> Gr
     return [group for group in groups if group["params"]]
 
 
-def build(named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, dtype: torch.dtype) -> "torch.optim.Optimizer | MuonWithAdamW":
+def build(
+    named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, dtype: torch.dtype, rank: int, ranks: int
+) -> "torch.optim.Optimizer | MuonWithAdamW":
     """The plain engine's optimizer; `dtype` is what Muon iterates in."""
     if recipe.optimizer == "muon":
-        return MuonWithAdamW(muon_groups(named, recipe), dtype)
+        return MuonWithAdamW(muon_groups(named, recipe), dtype, rank, ranks)
     return fused_adamw(adamw_groups(named, recipe), recipe)
 
 
@@ -76,9 +79,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(self, groups: Groups, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, groups: Groups, dtype: torch.dtype = torch.bfloat16, rank: int = 0, ranks: int = 1) -> None:
+        """The ranks share the matrices out among them: each orthogonalises its own and gets the others' updates by one sum."""
         super().__init__(groups, {})
-        self.dtype = dtype
+        self.dtype, self.rank, self.ranks = dtype, rank, ranks
         adam = [group for group in self.param_groups if not group["use_muon"]]
         self._adamw = torch.optim.AdamW(adam, fused=True) if adam else None
         if self._adamw is not None:  # its groups are these very dictionaries; the state is made one too
@@ -86,25 +90,35 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            if not group["use_muon"]:
-                continue
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_matrix(parameter, group)
+        hidden = [(p, group) for group in self.param_groups if group["use_muon"] for p in group["params"] if p.grad is not None]
+        if hidden:
+            flat = torch.zeros(sum(p.numel() for p, _ in hidden), device=hidden[0][0].device)
+            updates = [part.view_as(p) for part, (p, _) in zip(flat.split([p.numel() for p, _ in hidden]), hidden, strict=True)]
+            moved = [self._moved(p, group) for p, group in hidden]
+            for i in range(self.rank, len(hidden), self.ranks):
+                parameter, group = hidden[i]
+                assert parameter.grad is not None
+                nesterov = parameter.grad.lerp(moved[i], group["momentum"])
+                updates[i].copy_(orthogonal(nesterov, self.dtype) * shape_scale(parameter))
+            if self.ranks > 1:
+                dist.all_reduce(flat)  # the others' places hold zeros, so the sum is each update to the bit
+            for (parameter, group), new_momentum, update in zip(hidden, moved, updates, strict=True):
+                self._apply(parameter, group, new_momentum, update)
         if self._adamw is not None:
             self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
             self._adamw.step()
 
-    def _step_matrix(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _moved(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
+        """The momentum after this step."""
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum, grad = state["momentum_buffer"], parameter.grad
-        assert grad is not None
-        moved = momentum.lerp(grad, 1 - group["momentum"])
-        update = orthogonal(grad.lerp(moved, group["momentum"]), self.dtype) * shape_scale(parameter)
-        new = (parameter * (1 - group["lr"] * group["weight_decay"])).add_(update.to(parameter.dtype), alpha=-group["lr"])
+        assert parameter.grad is not None
+        return state["momentum_buffer"].lerp(parameter.grad, 1 - group["momentum"])
+
+    def _apply(self, parameter: nn.Parameter, group: dict[str, Any], moved: Tensor, update: Tensor) -> None:
+        momentum = self.state[parameter]["momentum_buffer"]
+        new = (parameter * (1 - group["lr"] * group["weight_decay"])).add_(update, alpha=-group["lr"])
         if self.found_inf is None:
             momentum.copy_(moved)
             parameter.copy_(new)

@@ -48,6 +48,15 @@ def test_sigterm_checkpoints_ends_with_75_and_the_other_number_of_ranks_is_close
     assert one == pytest.approx(two, abs=2e-5)
 
 
+def test_ranks_that_share_out_muons_matrices_train_as_one_does(tmp_path: Path):
+    spec = small.spec(tmp_path, "pretrain", "plain", optimizer="muon", zero_stage=0, grad_clip=0.0, learning_rate=0.02)
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(small.train, spec, tmp_path / str(ranks), ranks) for ranks in (1, 2)]
+        assert all(run.result() for run in runs)
+    one, two = ([json.loads(line)["loss"] for line in small.losses(tmp_path / name).splitlines()] for name in "12")
+    assert one == pytest.approx(two, abs=1e-4) and one[-1] < one[0] - 0.5
+
+
 def test_a_failure_is_the_last_json_line_and_stdout_holds_nothing_else(tmp_path: Path):
     spec = small.spec(tmp_path, "pretrain", "deepspeed")
     (tmp_path / "pretrain" / "train.npy").unlink()
