@@ -87,6 +87,17 @@ def flow_processes(worker: str) -> list[psutil.Process]:
     return found
 
 
+def worker_processes(name: str) -> list[psutil.Process]:
+    """Prefect's own worker processes of that name on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError, OSError):
+            line = process.cmdline()
+            if "worker" in line and "start" in line and "--name" in line and line[line.index("--name") + 1] == name and is_alive(process):
+                found.append(process)
+    return found
+
+
 def settle(worker: str, grace_s: float) -> int:
     """SIGTERM to each flow of the worker, and SIGKILL to its group after `grace_s`; the number of flows signalled.
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bessemer.api import Api
+from bessemer.api import GPU_QUEUES, Api
 from contract.errors import InputError, PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,16 +113,6 @@ def archive(folder: Path) -> Path:
     return file
 
 
-def make_pools(api: Api, pool: str) -> None:
-    """The pool and its queues, unless they are there. The first queue has the higher priority."""
-    if all(each["name"] != pool for each in api.pools()):
-        api.call("POST", "/work_pools/", {"name": pool, "type": "process"})
-    known = {each["name"] for each in api.call("POST", f"/work_pools/{pool}/queues/filter", {}) or []}
-    for queue in ("on-demand", "spot"):
-        if queue not in known:
-            api.call("POST", f"/work_pools/{pool}/queues", {"name": queue})
-
-
 def tunnel(outputs: dict[str, Any]) -> str:
     parameters = json.dumps({"portNumber": ["443"], "localPortNumber": ["4443"]})
     return (
@@ -141,8 +131,8 @@ def apply(stack: Stack, sure: bool) -> None:
     url = os.environ.get("PREFECT_API_URL") or outputs["prefect_api_url"]
     api = Api(url)
     if api.is_healthy():
-        make_pools(api, outputs["pool"])
-        print(f"pool {outputs['pool']} with the queues on-demand and spot is at {url}", flush=True)
+        api.make_pool(outputs["pool"], GPU_QUEUES)
+        print(f"pool {outputs['pool']} with the queues {' and '.join(GPU_QUEUES)} is at {url}", flush=True)
         return
     print(f"the pool is not made yet: {url} cannot be reached from here. Open the way, then run this again with PREFECT_API_URL:")
     if outputs.get("control_plane_instance_id"):

@@ -11,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from bessemer.config import Config, Preset, load
 from bessemer.console import totals
 from bessemer.environment import prepare_environment
+from flows.elsewhere import Elsewhere
 from store.records import recorded
 from tasks.parts import stop_ray
 from tasks.prefect_runner import PrefectJournal, PrefectRunner, stop_on_sigterm
@@ -29,11 +30,15 @@ def in_prefect(flow: str, body: Callable[[Runner, Config], dict[str, Any]], pres
     storage = config.store()
     storage.probe()
     before = signal.getsignal(signal.SIGTERM)
-    stop_on_sigterm()
+    elsewhere = Elsewhere(preset.value, overrides or {}, config)
+    if flow == "pretrain":
+        elsewhere.refuse_unshared_root()
+    stop_on_sigterm(on_cancel=elsewhere.cancel)
     try:
         with recorded(storage, flow, preset.value, overrides or {}) as record:
             journal = Recording(PrefectJournal(), record)
-            made = body(PrefectRunner(Engine(storage, config, config.run, journal, preset.value)), config)
+            engine = Engine(storage, config, config.run, journal, preset.value)
+            made = body(PrefectRunner(engine, send=elsewhere.send), config)
     finally:
         stop_ray()
         signal.signal(signal.SIGTERM, before)

@@ -6,6 +6,8 @@ Order, names and content do not depend on it: a part's work writes files of fixe
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from contract.config import RunOptions
-from contract.errors import IntegrityError, PipelineError, StageFailed
+from contract.errors import InputError, IntegrityError, PipelineError, StageFailed
 from store.artifact import FileRecord
 from store.attempt import Attempt
 from tasks.stage import Output
@@ -115,15 +117,24 @@ def start_ray(run: RunOptions) -> bool:
     if ray.is_initialized():
         return False
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of its token at every start
+    before = signal.getsignal(signal.SIGTERM)
     own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
-    ray.init(
-        address=run.ray_address or "local",
-        include_dashboard=None if run.ray_address else False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-        log_to_driver=True,
-        **own,
-    )
+    try:
+        ray.init(
+            address=run.ray_address or "local",
+            include_dashboard=None if run.ray_address else False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            log_to_driver=True,
+            **own,
+        )
+    except ConnectionError as error:
+        raise InputError(
+            f"no Ray cluster answers at run.ray_address {run.ray_address} ({str(error).splitlines()[0]}). Start one there by "
+            "`ray start --head` and have this machine join it, or leave run.ray_address out."
+        ) from error
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which ends the process without a checkpoint
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
