@@ -30,7 +30,10 @@ FIXES = {
     "InvalidAMIID": "ami_id is not in this region: images have other ids elsewhere; unset it to take AWS's own",
     "VcpuLimitExceeded": "the account's quota for these machines is too low: raise it in Service Quotas (EC2, G or P instances)",
     "NoSuchBucket": "the state bucket is not there: apply infra/terraform/state first (docs/operations.md)",
-    "no EC2 IMDS role found": "no AWS credentials were found: aws configure, or AWS_PROFILE",
+    "No valid credential sources found": "no AWS credentials were found: aws configure, or AWS_PROFILE",
+    "InvalidInstanceType": "the region does not rent this instance type: take another type (instance_types) or another region",
+    "Error acquiring the state lock": "somebody else is at work on this environment: wait for their apply. A lock that a crash has left: "
+    "terraform force-unlock with the ID above",
     "ExpiredToken": "the AWS credentials have expired: sign in again",
 }
 
@@ -51,27 +54,33 @@ class Stack:
             )
         self.variables = [f"-var-file={own / 'terraform.tfvars'}", *variables]
         data = os.environ.get("TF_DATA_DIR") or str(infra / ".terraform" / environment)
-        self.process = {**os.environ, "TF_DATA_DIR": data, "TF_IN_AUTOMATION": "1"}
+        self.own = {"TF_DATA_DIR": data, "TF_IN_AUTOMATION": "1"}
+        self.said = ""
+        """What Terraform said last."""
 
     def call(self, *arguments: str) -> str:
         """Output is shown as it comes, errors with what to do about them."""
         done = subprocess.Popen(
-            ["terraform", f"-chdir={self.infra}", *arguments], env=self.process, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["terraform", f"-chdir={self.infra}", *arguments],
+            env=os.environ | self.own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         said = []
         assert done.stdout is not None
         for line in done.stdout:
             said.append(line)
             print(line, end="", flush=True)
-        text = "".join(said)
+        self.said = "".join(said)
         if done.wait():
-            advice = "".join(f"\n  {sentence}" for sentence in fixes(text))
+            advice = "".join(f"\n  {sentence}" for sentence in fixes(self.said))
             raise PipelineError(f"terraform {arguments[0]} ended with {done.returncode}{advice}")
-        return text
+        return self.said
 
     def quiet(self, *arguments: str) -> str:
         command = ["terraform", f"-chdir={self.infra}", *arguments]
-        done = subprocess.run(command, env=self.process, capture_output=True, text=True)
+        done = subprocess.run(command, env=os.environ | self.own, capture_output=True, text=True)
         if done.returncode:
             raise PipelineError(f"terraform {arguments[0]}: {done.stderr.strip()}")
         return done.stdout
