@@ -179,7 +179,7 @@ def place(run: RunOptions, calibration: Artifact | None) -> Place:
     found = calibration.json("calibration.json")["place"] if calibration else {}
     plain = {"dtype": "float32", "ranks": 1, "threads": 1, "compile": False}
     told = {name: getattr(run, name) for name in plain if getattr(run, name) is not None}
-    return Place(device=run.device, micro_batch_size=run.micro_batch_size, **plain | found | told)
+    return Place(device=run.device, micro_batch_size=run.micro_batch_size, nodes=run.nodes, **plain | found | told)
 
 
 def steps_in(seconds: float, tokens: float, updates: int, calibration: Artifact | None, setting: str) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from contract.config import RunOptions
-from contract.errors import InputError, IntegrityError, PipelineError, StageFailed
+from contract.errors import ConfigError, InputError, IntegrityError, PipelineError, StageFailed
 from store.artifact import FileRecord
 from store.attempt import Attempt
 from tasks.stage import Output
@@ -82,6 +82,7 @@ def _map(out: Output, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
 
     if start_ray(run):
         out.execution["ray_start_s"] = round(time.monotonic() - begun, 1)
+    refuse_unshared(attempt.storage.uri)
     how = cloudpickle.dumps((attempt, work))  # as bytes: an object that a worker cannot load would be retried for ever by Ray Data
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +143,20 @@ def start_ray(run: RunOptions) -> bool:
     for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
     return True
+
+
+def refuse_unshared(root: str) -> None:
+    """What one machine writes to file:// another one does not see. Raises ConfigError where the cluster has others."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    own = {node["NodeManagerAddress"] for node in alive if node["NodeID"] == ray.get_runtime_context().get_node_id()}
+    far = sorted({node["NodeManagerAddress"] for node in alive} - own)
+    if far and root.startswith("file:"):
+        raise ConfigError(
+            f"the Ray cluster at run.ray_address has other machines ({', '.join(far)}), which do not have storage.root {root}. "
+            "Set storage.root to s3://BUCKET/PREFIX, or leave run.ray_address out."
+        )
 
 
 def stop_ray() -> None:
