@@ -4,6 +4,7 @@ A pid file holds the pid and the process's start time, so that a pid taken over 
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # loaded here: a child between fork and exec must not load anything
 
 
 def start(command: list[str], pid_file: Path, log: Path, environment: dict[str, str], cwd: Path) -> psutil.Process:
@@ -39,6 +43,13 @@ def default_signals() -> None:
     """`cmd &` in a script leaves SIGINT ignored, and Prefect's server and worker then ignore SIGTERM as well."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """For a child, before it becomes its program: the signal reaches it when its parent thread ends, by whatever. Linux only."""
+    default_signals()
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
 def running(pid_file: Path) -> psutil.Process | None:

@@ -95,12 +95,11 @@ class RunOptions(Frozen):
     stall_minutes: float = Field(default=30, gt=0)
     """A training stage with no step for this long is ended and resumed from its last checkpoint."""
     nodes: int = Field(default=1, ge=1)
-    """Machines of the Ray cluster at `ray_address` that the ranks of a training stage are spread over; the flow's own is one of them."""
+    """Machines that the ranks of a training stage are spread over, the flow's own first: of the Ray cluster at `ray_address`, or, under
+    Prefect and without one, of the pool that the run is in."""
 
     @model_validator(mode="after")
     def _nodes_share_the_ranks(self) -> "RunOptions":
-        if self.nodes > 1 and self.ray_address is None:
-            raise ValueError(f"run.nodes is {self.nodes}, which wants a Ray cluster: set run.ray_address to its head, HOST:6379")
-        if self.nodes > 1 and (self.ranks or 1) % self.nodes:
-            raise ValueError(f"run.ranks is {self.ranks} and run.nodes {self.nodes}; make the ranks a multiple of the nodes")
+        if self.nodes > 1 and (self.ranks is None or self.ranks % self.nodes):
+            raise ValueError(f"run.ranks is {self.ranks} and run.nodes {self.nodes}; set the ranks, to a multiple of the nodes")
         return self

@@ -6,6 +6,7 @@ made is artifacts; the parent goes on with them as Cached.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -37,31 +38,38 @@ class Elsewhere:
     config: Config
     waited_for: list[UUID] = field(default_factory=list)
 
-    def refuse_unshared_root(self) -> None:
-        """What one machine writes to file:// another one does not see. Raises ConfigError before anything runs."""
+    def refuse_what_is_here_alone(self) -> None:
+        """A file:// root, and what calibrate measures, belong to one machine. Raises ConfigError before anything runs."""
         root = self.config.store().uri
-        if not root.startswith("file:"):
-            return
         with get_client(sync_client=True) as client:
             for part, pool in self.config.run_on.pools().items():
                 online = _workers(client, pool)
                 far = [name for name in online if not worker_processes(name)]
-                if far or not online:
-                    where = f"has workers on other machines ({', '.join(far)})" if far else "may get its workers on other machines"
+                if online and not far:
+                    continue
+                where = f"has workers on other machines ({', '.join(far)})" if far else "may get its workers on other machines"
+                goes = f"run_on sends {part} to the pool {pool}, which {where}"
+                if root.startswith("file:"):
                     raise ConfigError(
-                        f"run_on sends {part} to the pool {pool}, which {where}, and storage.root is {root}, which other machines "
-                        "do not have. Set storage.root to s3://BUCKET/PREFIX, or leave run_on out."
+                        f"{goes}, and storage.root is {root}, which other machines do not have. "
+                        "Set storage.root to s3://BUCKET/PREFIX, or leave run_on out."
+                    )
+                if self.config.has_steps_to_fit() and part != "curate":
+                    raise ConfigError(
+                        f"{goes}, and steps are to be fitted to the seconds that they take there, which this machine cannot know. "
+                        "Set train.max_steps and those of align, or leave run_on out."
                     )
 
-    def send(self, part: str) -> bool:
-        """Runs the part where run_on says and waits for its end; False where it says nothing. Raises StageFailed."""
+    def sender(self, part: str) -> Callable[[], None] | None:
         place = self.config.run_on.pool(part)
-        if place is None:
-            return False
+        return None if place is None else lambda: self._send(part, place)
+
+    def _send(self, part: str, place: str) -> None:
+        """Runs the part in its pool and waits for its end. Raises StageFailed where that is not a good one."""
         pool, _, queue = place.partition("/")
         parameters = {"preset": self.preset, "overrides": self.overrides | {"storage.root": self.config.store().uri}}
         with get_client(sync_client=True) as client:
-            deployment = _deployment(client, part, pool)
+            deployment = deployment_in(client, part, pool)
             name = f"{part}/{deployment.name}"
             key = f"{prefect.runtime.flow_run.id}-{part}"
             found = run_deployment(name, parameters=parameters, idempotency_key=key, timeout=0, work_queue_name=queue or None)
@@ -78,7 +86,6 @@ class Elsewhere:
         if not state.is_completed():
             said = (state.message or "it says no more").removeprefix("Flow run encountered an exception: ")
             raise StageFailed(f"{name} {child.name} ended {state.name}: {said} Retry of this run goes on with it.")
-        return True
 
     def cancel(self) -> None:
         """Passes a Cancel on. The server would do so too, half a minute later, and a GPU would work on until then."""
@@ -94,7 +101,7 @@ def _workers(client: SyncPrefectClient, place: str) -> list[str]:
     return sorted(worker.name for worker in client.read_workers_for_work_pool(pool) if worker.status == "ONLINE")
 
 
-def _deployment(client: SyncPrefectClient, part: str, pool: str) -> DeploymentResponse:
+def deployment_in(client: SyncPrefectClient, part: str, pool: str) -> DeploymentResponse:
     """The part's deployment in the pool: `full` where there are several."""
     found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[part])))
     there = sorted((each for each in found if each.work_pool_name == pool), key=lambda each: (each.name != "full", each.name))

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -34,6 +36,14 @@ ERRORS: dict[str, type[PipelineError]] = {"ConfigError": ConfigError, "InputErro
 """Errors of a child that are the user's to repair, and stay what they are on this side."""
 
 _running: list["Children"] = []
+
+Gather = Callable[[str, int], AbstractContextManager[None]]
+
+
+class Pool:
+    """How more machines are had for ranks: (address of Ray's head, how many) -> while they are wanted. Set by what runs in a pool."""
+
+    gather: Gather | None = None
 
 
 class Process(Protocol):
@@ -60,6 +70,8 @@ class Children:
     group: int = 0
     readers: list[threading.Thread] = field(default_factory=list)
     machines: list[Machine] = field(default_factory=list)
+    borrowed: ExitStack = field(default_factory=ExitStack)
+    """Machines that are given back at the end."""
     is_stopping: bool = False
     errors: list[tuple[str, str]] = field(default_factory=list)
     killed: list[int] | None = None
@@ -82,6 +94,7 @@ class Children:
         self.signal(signal.SIGKILL)  # grandchildren, if any
         for reader in self.readers:
             reader.join()
+        self.borrowed.close()
 
 
 def ask_to_stop() -> bool:

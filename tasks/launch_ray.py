@@ -15,6 +15,8 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from contract.config import RunOptions
 from contract.errors import ConfigError
-from tasks.launch import Children, free_port, start_ranks
+from tasks.launch import Children, Pool, free_port, start_ranks
 from tasks.parts import refuse_unshared, start_ray
 from tasks.stage import Output
 
 LOOK_S = 0.3
 CHUNK_BYTES = 64 * 2**20  # what one message carries: a data folder of any size passes through little memory
 START_S = 120
+COME_S = 3600  # for a machine of the pool to come: spot may not deliver, and a set-up takes ten minutes
 SEEN = ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
 """Variables of ours that a rank elsewhere must see as well."""
 
@@ -38,9 +41,43 @@ SEEN = ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_P
 def start_on_cluster(module: str, spec: dict[str, Any], folder: Path, ranks: int, threads: int, out: Output) -> Children:
     """Start the ranks, an equal share on each machine. Raises ConfigError where the cluster does not have them."""
     start_ray(out.run)
-    refuse_unshared(out.attempt.storage.uri)
-    each = ranks // out.run.nodes
-    here, *others = choose(ray.nodes(), ray.get_runtime_context().get_node_id(), out.run, each)
+    borrowed = ExitStack()
+    try:
+        found = ray.nodes() if out.run.ray_address else borrowed.enter_context(of_the_pool(out.run, ranks // out.run.nodes))
+        refuse_unshared(out.attempt.storage.uri)
+        children = start_everywhere(found, module, spec, folder, ranks, threads, out.run)
+    except BaseException:
+        borrowed.close()
+        raise
+    children.borrowed = borrowed
+    return children
+
+
+@contextlib.contextmanager
+def of_the_pool(run: RunOptions, each: int) -> Iterator[list[dict[str, Any]]]:
+    """This machine's Ray is the head, and machines of the pool join it: its nodes, once they are there."""
+    if Pool.gather is None:
+        raise ConfigError(
+            f"run.nodes is {run.nodes}, which wants a Ray cluster: set run.ray_address to its head, HOST:6379, or run it under Prefect, "
+            "where machines of the run's pool make one."
+        )
+    context = ray.get_runtime_context()
+    former = {node["NodeID"] for node in ray.nodes()} - {context.get_node_id()}  # of an earlier launch, on their way out
+    with Pool.gather(context.gcs_address, run.nodes - 1):
+        deadline = time.monotonic() + COME_S
+        while True:
+            found = [node for node in ray.nodes() if node["NodeID"] not in former]
+            if len(fit(found, run, each)) >= run.nodes or time.monotonic() > deadline:
+                break
+            time.sleep(LOOK_S)
+        yield found
+
+
+def start_everywhere(
+    found: list[dict[str, Any]], module: str, spec: dict[str, Any], folder: Path, ranks: int, threads: int, run: RunOptions
+) -> Children:
+    each = ranks // run.nodes
+    here, *others = choose(found, ray.get_runtime_context().get_node_id(), run, each)
     address = here["NodeManagerAddress"]
     variables = {
         "WORLD_SIZE": str(ranks),
@@ -52,7 +89,7 @@ def start_on_cluster(module: str, spec: dict[str, Any], folder: Path, ranks: int
     children = start_ranks(module, spec, folder, range(each), variables | interface(address))
     try:
         for index, other in enumerate(others, start=1):
-            machine = RemoteMachine(other, range(index * each, (index + 1) * each), children.lines, folder, out.run)
+            machine = RemoteMachine(other, range(index * each, (index + 1) * each), children.lines, folder, run)
             children.machines.append(machine)
             machine.start(module, spec, variables)
             children.processes += machine.processes
@@ -63,16 +100,21 @@ def start_on_cluster(module: str, spec: dict[str, Any], folder: Path, ranks: int
     return children
 
 
+def fit(found: list[dict[str, Any]], run: RunOptions, each: int) -> list[dict[str, Any]]:
+    gpus = each if run.device.startswith("cuda") else 0
+    return [node for node in found if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus]
+
+
 def choose(found: list[dict[str, Any]], own: str, run: RunOptions, each: int) -> list[dict[str, Any]]:
     """This machine and as many others as are wanted, by address."""
-    gpus = each if run.device.startswith("cuda") else 0
-    fit = [node for node in found if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus]
-    here = [node for node in fit if node["NodeID"] == own]
-    others = sorted((node for node in fit if node["NodeID"] != own), key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
+    able = fit(found, run, each)
+    here = [node for node in able if node["NodeID"] == own]
+    others = sorted((node for node in able if node["NodeID"] != own), key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
     if not here or len(others) < run.nodes - 1:
-        kind = f"machines with {gpus} GPUs" if gpus else "machines"
+        kind = f"machines with {each} GPUs" if run.device.startswith("cuda") else "machines"
+        where = f"at {run.ray_address}" if run.ray_address else f"of the pool's machines, after {COME_S / 60:.0f} minutes,"
         raise ConfigError(
-            f"run.nodes is {run.nodes}, but the Ray cluster at {run.ray_address} has {len(here) + len(others)} {kind}"
+            f"run.nodes is {run.nodes}, but the Ray cluster {where} has {len(here) + len(others)} {kind}"
             f"{'' if here else ' and this one is not among them'}. Join more by `ray start --address`, or lower run.nodes and run.ranks."
         )
     return here + others[: run.nodes - 1]

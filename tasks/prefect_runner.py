@@ -42,18 +42,22 @@ COME_BACK_S = 3
 class PrefectRunner:
     engine: Engine
     expected: str | None = None
-    send: Callable[[str], bool] = lambda flow: False
-    """Has a part made elsewhere and waits for it; False for a part that is to be made here."""
+    sender: Callable[[str], Callable[[], None] | None] = lambda flow: None
+    """For a part that is to be made elsewhere, what sends it there and waits for it."""
 
     def expecting(self, flow: str) -> "PrefectRunner":
         return replace(self, expected=flow)
 
     def part(self, flow: str, stages: Stages) -> dict[str, Any]:
         """Nothing is sent away for what is there already: a machine would be started to say `cached`."""
-        looked = PlanRunner(self.engine)
-        stages(looked)
-        missing = any(planned.reuse is None for planned in looked.plans)
-        return stages(self.expecting(flow) if missing and self.send(flow) else self)
+        send = self.sender(flow)
+        if send is not None:
+            looked = PlanRunner(self.engine)
+            stages(looked)
+            if any(planned.reuse is None for planned in looked.plans):
+                send()
+                return stages(self.expecting(flow))
+        return stages(self)
 
     def __call__(self, stage: Stage, **inputs: Artifact | None) -> Artifact:
         planned = self.engine.plan(stage, inputs)

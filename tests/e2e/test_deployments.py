@@ -248,3 +248,21 @@ def test_a_spot_notice_moves_training_to_another_machine_with_the_same_losses(
 def is_the_presets(artifact: Artifact) -> bool:
     """Pretraining as the preset has it: other tests leave longer ones."""
     return artifact.stage == "pretrain" and artifact.figures["steps"] == 40
+
+
+def test_a_training_run_of_two_nodes_borrows_a_machine_of_its_pool(installed: Installation, undisturbed: Storage, tmp_path: Path):
+    server = Server(installed.api.url, installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"})
+    with contextlib.ExitStack() as stack:
+        for name in ("i-first", "i-second"):
+            stack.callback(Machine(server, "gpu", name, tmp_path).end)
+        settings = {"run.nodes": 2, "run.ranks": 2, "train.max_steps": 8}
+        id = installed.start("train", "gpu", **{"storage.root": undisturbed.uri}, **settings)
+        run = installed.wait(id, is_final)
+        assert run["state"]["name"] == "Completed", run["state"]
+        lent = installed.children(id)["join"]
+        lent = installed.wait(lent["id"], is_final, 60)
+        assert lent["state"]["name"] == "Completed", lent["state"]
+        assert {each["labels"]["prefect.worker.name"] for each in (run, lent)} == {"gpu-i-first", "gpu-i-second"}
+        assert not installed.working()
+    (found,) = [each for each in artifacts(undisturbed) if each.stage == "pretrain" and each.figures["steps"] == 8]
+    assert (found.manifest["execution"]["ranks"], found.manifest["execution"]["nodes"]) == (2, 2)

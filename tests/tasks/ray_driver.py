@@ -30,7 +30,7 @@ def main(spec: str, root: str, out: str, nodes: str, address: str) -> int:
     options = RunOptions(ranks=2, nodes=int(nodes), ray_address=address)
     output = Output(Attempt.new(open_root(Path(root).as_uri()), "pretrain", "f" * 64, "basis"), options, Printed(), adopt=False)
     what = json.loads(Path(spec).read_text()) | {"checkpoints": output.checkpoints.to_json(), "out": str(output.scratch / "result")}
-    what["place"]["ranks"] = 2
+    what["place"] |= {"ranks": 2, "nodes": int(nodes)}
     try:
         run_child("training.child", what, output, ranks=2)
         shutil.copytree(output.scratch / "result", out)

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from contract.config import RunOptions
 from contract.errors import ConfigError
-from tasks.launch_ray import choose
+from tasks.launch_ray import choose, of_the_pool
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import small
@@ -152,8 +152,14 @@ def test_a_cluster_that_is_too_small_is_named_with_what_it_has():
         choose(found, "2", run, 8)
 
 
-def test_nodes_want_a_cluster_and_an_equal_share():
-    with pytest.raises(ValueError, match=r"set run\.ray_address to its head"):
-        RunOptions(ranks=2, nodes=2)
-    with pytest.raises(ValueError, match="make the ranks a multiple of the nodes"):
+def test_nodes_want_an_equal_share():
+    with pytest.raises(ValueError, match="to a multiple of the nodes"):
         RunOptions(ranks=3, nodes=2, ray_address="auto")
+
+
+def test_without_a_cluster_and_without_a_pool_it_is_said_where_nodes_come_from():
+    with (
+        pytest.raises(ConfigError, match=r"set run\.ray_address to its head.* or run it under Prefect"),
+        of_the_pool(RunOptions(ranks=2, nodes=2), 1),
+    ):
+        pass
