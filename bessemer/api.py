@@ -6,6 +6,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -13,6 +14,8 @@ from urllib.parse import quote, urlsplit
 from contract.errors import InputError, PipelineError
 
 GONE = "Its process is gone (killed, or the machine stopped). Retry continues it where it stopped."
+GPU_QUEUES = ("on-demand", "spot")
+"""Of the pool of GPU machines; the first has the higher priority."""
 LIVE = ["RUNNING", "PENDING", "CANCELLING"]
 
 
@@ -59,6 +62,18 @@ class Api:
 
     def pools(self) -> list[dict[str, Any]]:
         return self.call("POST", "/work_pools/filter", {}) or []
+
+    def make_pool(self, name: str, queues: Iterable[str] = ()) -> None:
+        """A pool for process workers and its queues, unless they are there; of new queues the first has the higher priority.
+
+        Its job template is filled in by its first worker.
+        """
+        if all(pool["name"] != name for pool in self.pools()):
+            self.call("POST", "/work_pools/", {"name": name, "type": "process"})
+        known = {queue["name"] for queue in self.call("POST", f"/work_pools/{quote(name)}/queues/filter", {}) or []}
+        for queue in queues:
+            if queue not in known:
+                self.call("POST", f"/work_pools/{quote(name)}/queues", {"name": queue})
 
     def pause(self, pool: str, paused: bool) -> None:
         self.call("PATCH", f"/work_pools/{quote(pool)}", {"is_paused": paused})

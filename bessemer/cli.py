@@ -101,6 +101,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config, started = _config(arguments), time.monotonic()
     _stop_once_on_sigterm()
+    if arguments.flow == "pretrain" and config.run_on.pools():  # not refused: the presets for GPUs carry it, and "run" says where: here
+        print("bessemer: run_on is for runs under Prefect and has no effect here: every stage runs on this machine", file=sys.stderr)
     config.store().probe()
     names = _stage_names(arguments.flow, config, arguments.preset, [arguments.until, arguments.start, *arguments.force])
     forced = {*arguments.force, *(names[names.index(arguments.start) :] if arguments.start else [])}

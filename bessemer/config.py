@@ -1,6 +1,7 @@
 """The whole configuration: every room's settings composed, presets, and overrides that are refused with the nearest right name."""
 
 import difflib
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from contract.config import Frozen, RunOptions
+from contract.config import Frozen, RunOn, RunOptions
 from contract.errors import ConfigError
 from dedup.config import DeduplicateConfig
 from evaluation.config import EvaluateConfig
@@ -37,10 +38,11 @@ class Preset(StrEnum):
 
 
 class Config(Frozen):
-    """Everything that a run can be told. `storage` and `run` are places and speed; the rest is identity."""
+    """Everything that a run can be told. `storage`, `run` and `run_on` are places and speed; the rest is identity."""
 
     storage: StorageConfig = StorageConfig()
     run: RunOptions = RunOptions()
+    run_on: RunOn = RunOn()
     sources: tuple[Source, ...] = Field(min_length=1)
     """The corpus: environment:…, files, folders, globs, s3://…"""
     ingest: IngestConfig = IngestConfig()
@@ -73,7 +75,8 @@ class Config(Frozen):
         return self.train.max_steps is None or any(fitted[name] is None for name in made)
 
     def store(self) -> Storage:
-        return open_root(self.storage.root or (PROJECT / "runs").as_uri(), self.storage.endpoint_url)
+        root = self.storage.root or os.environ.get("BESSEMER_STORAGE_ROOT") or (PROJECT / "runs").as_uri()
+        return open_root(root, self.storage.endpoint_url)
 
 
 def load(preset: str, overrides: dict[str, Any] | None = None) -> Config:

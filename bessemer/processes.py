@@ -4,6 +4,7 @@ A pid file holds the pid and the process's start time, so that a pid taken over 
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # loaded here: a child between fork and exec must not load anything
 
 
 def start(command: list[str], pid_file: Path, log: Path, environment: dict[str, str], cwd: Path) -> psutil.Process:
@@ -39,6 +43,13 @@ def default_signals() -> None:
     """`cmd &` in a script leaves SIGINT ignored, and Prefect's server and worker then ignore SIGTERM as well."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """For a child, before it becomes its program: the signal reaches it when its parent thread ends, by whatever. Linux only."""
+    default_signals()
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
 def running(pid_file: Path) -> psutil.Process | None:
@@ -83,6 +94,17 @@ def flow_processes(worker: str) -> list[psutil.Process]:
                 continue
             variables = process.environ()
             if variables.get("PREFECT__WORKER_NAME") == worker and variables.get("PREFECT__FLOW_RUN_ID"):
+                found.append(process)
+    return found
+
+
+def worker_processes(name: str) -> list[psutil.Process]:
+    """Prefect's own worker processes of that name on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError, OSError):
+            line = process.cmdline()
+            if "worker" in line and "start" in line and "--name" in line and line[line.index("--name") + 1] == name and is_alive(process):
                 found.append(process)
     return found
 

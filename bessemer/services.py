@@ -26,7 +26,7 @@ import psutil
 import yaml
 
 from bessemer import processes, profiles
-from bessemer.api import LIVE, Api
+from bessemer.api import GPU_QUEUES, LIVE, Api
 from bessemer.environment import prepare_environment
 from contract.errors import InputError, PipelineError
 
@@ -217,9 +217,7 @@ def start_worker(place: Place, api: Api) -> None:
         say("worker", f"runs, pool {POOL}")
         return
     variables = place.child_environment(api.url)
-    if all(pool["name"] != POOL for pool in api.pools()):
-        create = processes.prefect("work-pool", "create", POOL, "--type", "process")
-        quietly(create, variables, place.home, f"the work pool {POOL} could not be made")
+    api.make_pool(POOL)
     log, since = place.folder / "worker.log", time.time()
     log.write_bytes(b"")
     command = [sys.executable, str(wrapper()), "--pool", POOL, "--name", place.worker_name, "--grace", str(SETTLE_S)]
@@ -242,9 +240,12 @@ def deploy(place: Place, api: Api) -> None:
     digest = code_digest(place.home)
     names = {each["name"] for each in wanted}
     known = api.call("POST", "/deployments/filter", {"deployments": {"name": {"any_": sorted(names)}}}) or []
-    if {each["entrypoint"] for each in known if each["version"] == digest} >= {each["entrypoint"] for each in wanted}:
+    there = {(each["entrypoint"], each["name"]) for each in known if each["version"] == digest}
+    if there >= {(each["entrypoint"], each["name"]) for each in wanted}:
         say("flows", "deployed already")
         return
+    for pool in {each["work_pool"]["name"] for each in wanted if "work_queue_name" in each["work_pool"]}:
+        api.make_pool(pool, GPU_QUEUES)  # nothing takes runs there until a GPU machine comes
     variables = {**place.child_environment(api.url), "BESSEMER_VERSION": digest}
     del variables["BESSEMER_HOME"]  # `pull` keeps the placeholder, so that each worker takes its own clone
     quietly(processes.prefect("--no-prompt", "deploy", "--all"), variables, place.home, "prefect.yaml could not be deployed")

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contract.errors import ConfigError
 
@@ -44,6 +44,33 @@ def _stable(value: object, where: str) -> object:
     raise ConfigError(f"{where} is a {type(value).__name__}, which has no stable form; give a number, string or list")
 
 
+Pool = Annotated[str, Field(pattern=r"^[^/]+(/[^/]+)?$")]
+"""A Prefect work pool, or one queue of it: `gpu`, `gpu/on-demand`."""
+
+
+class RunOn(Frozen):
+    """The pools that `pretrain/full` sends its parts to, so that no GPU is paid for while text is cleaned. A place, and no identity."""
+
+    curate: Pool | None = None
+    """Where raw text becomes training blocks; unset, where the flow itself runs."""
+    train: Pool | None = None
+    """Where the model is trained; unset, where the flow itself runs."""
+    align: Pool | None = None
+    """As train where unset."""
+    evaluate: Pool | None = None
+    """As train where unset."""
+    export: Pool | None = None
+    """As train where unset."""
+
+    def pool(self, flow: str) -> str | None:
+        named: str | None = getattr(self, flow)
+        return named or (None if flow == "curate" else self.train)
+
+    def pools(self) -> dict[str, str]:
+        """Pool by part, of those that go somewhere."""
+        return {flow: pool for flow in type(self).model_fields if (pool := self.pool(flow))}
+
+
 class RunOptions(Frozen):
     """Speed and place only. Nothing here enters a fingerprint; what can move a numeric stage's last bits is its execution class."""
 
@@ -57,7 +84,7 @@ class RunOptions(Frozen):
     dtype: str | None = Field(default=None, pattern="^(float32|bfloat16)$")
     """float32 or bfloat16. Unset, like the next three: what calibrate found to be fastest where it ran, else float32, 1, 1 and false."""
     ranks: int | None = Field(default=None, ge=1)
-    """Data-parallel processes of a training stage."""
+    """Data-parallel processes of a training stage, on all machines together."""
     threads: int | None = Field(default=None, ge=1)
     """Threads a rank."""
     compile: bool | None = None
@@ -67,3 +94,12 @@ class RunOptions(Frozen):
     checkpoint_every_steps: int = Field(default=100, ge=1)
     stall_minutes: float = Field(default=30, gt=0)
     """A training stage with no step for this long is ended and resumed from its last checkpoint."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines that the ranks of a training stage are spread over, the flow's own first: of the Ray cluster at `ray_address`, or, under
+    Prefect and without one, of the pool that the run is in."""
+
+    @model_validator(mode="after")
+    def _nodes_share_the_ranks(self) -> "RunOptions":
+        if self.nodes > 1 and (self.ranks is None or self.ranks % self.nodes):
+            raise ValueError(f"run.ranks is {self.ranks} and run.nodes {self.nodes}; set the ranks, to a multiple of the nodes")
+        return self

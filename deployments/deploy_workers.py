@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bessemer.api import Api
+from bessemer.api import GPU_QUEUES, Api
 from contract.errors import InputError, PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,10 @@ FIXES = {
     "InvalidAMIID": "ami_id is not in this region: images have other ids elsewhere; unset it to take AWS's own",
     "VcpuLimitExceeded": "the account's quota for these machines is too low: raise it in Service Quotas (EC2, G or P instances)",
     "NoSuchBucket": "the state bucket is not there: apply infra/terraform/state first (docs/operations.md)",
-    "no EC2 IMDS role found": "no AWS credentials were found: aws configure, or AWS_PROFILE",
+    "No valid credential sources found": "no AWS credentials were found: aws configure, or AWS_PROFILE",
+    "InvalidInstanceType": "the region does not rent this instance type: take another type (instance_types) or another region",
+    "Error acquiring the state lock": "somebody else is at work on this environment: wait for their apply. A lock that a crash has left: "
+    "terraform force-unlock with the ID above",
     "ExpiredToken": "the AWS credentials have expired: sign in again",
 }
 
@@ -51,27 +54,33 @@ class Stack:
             )
         self.variables = [f"-var-file={own / 'terraform.tfvars'}", *variables]
         data = os.environ.get("TF_DATA_DIR") or str(infra / ".terraform" / environment)
-        self.process = {**os.environ, "TF_DATA_DIR": data, "TF_IN_AUTOMATION": "1"}
+        self.own = {"TF_DATA_DIR": data, "TF_IN_AUTOMATION": "1"}
+        self.said = ""
+        """What Terraform said last."""
 
     def call(self, *arguments: str) -> str:
         """Output is shown as it comes, errors with what to do about them."""
         done = subprocess.Popen(
-            ["terraform", f"-chdir={self.infra}", *arguments], env=self.process, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["terraform", f"-chdir={self.infra}", *arguments],
+            env=os.environ | self.own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         said = []
         assert done.stdout is not None
         for line in done.stdout:
             said.append(line)
             print(line, end="", flush=True)
-        text = "".join(said)
+        self.said = "".join(said)
         if done.wait():
-            advice = "".join(f"\n  {sentence}" for sentence in fixes(text))
+            advice = "".join(f"\n  {sentence}" for sentence in fixes(self.said))
             raise PipelineError(f"terraform {arguments[0]} ended with {done.returncode}{advice}")
-        return text
+        return self.said
 
     def quiet(self, *arguments: str) -> str:
         command = ["terraform", f"-chdir={self.infra}", *arguments]
-        done = subprocess.run(command, env=self.process, capture_output=True, text=True)
+        done = subprocess.run(command, env=os.environ | self.own, capture_output=True, text=True)
         if done.returncode:
             raise PipelineError(f"terraform {arguments[0]}: {done.stderr.strip()}")
         return done.stdout
@@ -113,16 +122,6 @@ def archive(folder: Path) -> Path:
     return file
 
 
-def make_pools(api: Api, pool: str) -> None:
-    """The pool and its queues, unless they are there. The first queue has the higher priority."""
-    if all(each["name"] != pool for each in api.pools()):
-        api.call("POST", "/work_pools/", {"name": pool, "type": "process"})
-    known = {each["name"] for each in api.call("POST", f"/work_pools/{pool}/queues/filter", {}) or []}
-    for queue in ("on-demand", "spot"):
-        if queue not in known:
-            api.call("POST", f"/work_pools/{pool}/queues", {"name": queue})
-
-
 def tunnel(outputs: dict[str, Any]) -> str:
     parameters = json.dumps({"portNumber": ["443"], "localPortNumber": ["4443"]})
     return (
@@ -141,8 +140,8 @@ def apply(stack: Stack, sure: bool) -> None:
     url = os.environ.get("PREFECT_API_URL") or outputs["prefect_api_url"]
     api = Api(url)
     if api.is_healthy():
-        make_pools(api, outputs["pool"])
-        print(f"pool {outputs['pool']} with the queues on-demand and spot is at {url}", flush=True)
+        api.make_pool(outputs["pool"], GPU_QUEUES)
+        print(f"pool {outputs['pool']} with the queues {' and '.join(GPU_QUEUES)} is at {url}", flush=True)
         return
     print(f"the pool is not made yet: {url} cannot be reached from here. Open the way, then run this again with PREFECT_API_URL:")
     if outputs.get("control_plane_instance_id"):

@@ -106,15 +106,9 @@ def drain(api: Api, name: str, seconds: float, stop: list[str]) -> None:
 
 def freeze(name: str) -> list[psutil.Process]:
     """Prefect's worker process, held by SIGSTOP: it polls no more, and does not answer by killing its flows as on SIGTERM."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-            if "worker" in line and "start" in line and "--name" in line and line[line.index("--name") + 1] == name:
-                processes.send(process, signal.SIGSTOP)
-                found.append(process)
-        except (psutil.Error, IndexError, OSError):
-            continue
+    found = processes.worker_processes(name)
+    for process in found:
+        processes.send(process, signal.SIGSTOP)
     return found
 
 

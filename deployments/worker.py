@@ -8,7 +8,6 @@ Before it starts, it ends what an earlier worker of the same name left behind. F
 """
 
 import argparse
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,9 +19,6 @@ from bessemer import automations, processes
 from bessemer.api import Api
 from bessemer.environment import prepare_environment
 from contract.errors import InputError, PipelineError
-
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)
 
 
 def main() -> int:
@@ -90,14 +86,8 @@ def watch_over(api: Api) -> None:
 def start(pool: str, name: str, queues: list[str], limit: int | None) -> subprocess.Popen[bytes]:
     command = processes.prefect("worker", "start", "--pool", pool, "--type", "process", "--name", name)
     command += [part for queue in queues for part in ("--work-queue", queue)] + (["--limit", str(limit)] if limit else [])
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent)
-
-
-def die_with_parent() -> None:
-    """Killed without notice, we leave no worker behind that would take runs beside our successor's. Linux only."""
-    processes.default_signals()
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Killed without notice, we leave no worker behind that would take runs beside our successor's.
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=processes.die_with_parent)
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:

@@ -11,11 +11,11 @@ from tasks.runner import Runner
 
 
 def body(run: Runner, config: Config) -> dict[str, Any]:
-    curated = curate.body(run, config)
-    trained = train.stages(run, config, curated)
-    aligned = align.stages(run, config, trained)
-    scored = evaluate.stages(run, config, aligned)
-    return export.stages(run, config, scored)
+    curated = run.part("curate", lambda run: curate.body(run, config))
+    trained = run.part("train", lambda run: train.stages(run, config, curated))
+    aligned = run.part("align", lambda run: align.stages(run, config, trained))
+    scored = run.part("evaluate", lambda run: evaluate.stages(run, config, aligned))
+    return run.part("export", lambda run: export.stages(run, config, scored))
 
 
 @flow(name="pretrain")

@@ -9,7 +9,7 @@ from contract.config import Frozen
 
 class StorageConfig(Frozen):
     root: str | None = None
-    """file:///folder or s3://bucket/prefix; the project's `runs/` folder when unset."""
+    """file:///folder or s3://bucket/prefix; when unset, the machine's BESSEMER_STORAGE_ROOT, else the project's `runs/` folder."""
     endpoint_url: str | None = None
     """Another S3 server than Amazon's; credentials and region as boto3 finds them."""
 

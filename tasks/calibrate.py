@@ -181,9 +181,9 @@ def place(run: RunOptions, calibration: Artifact | None, is_long: bool = False) 
     """Where a stage runs: as told, else as calibrated, else one float32 thread. A short one does not compile unless it is told to."""
     found = dict(calibration.json("calibration.json")["place"]) if calibration else {}
     found["compile"] = found.get("compile", False) and is_long
-    plain = {"dtype": "float32", "ranks": 1, "threads": 1, "compile": False}
+    plain: dict[str, Any] = {"dtype": "float32", "ranks": 1, "threads": 1, "compile": False}
     told = {name: getattr(run, name) for name in plain if getattr(run, name) is not None}
-    return Place(device=run.device, micro_batch_size=run.micro_batch_size, **plain | found | told)
+    return Place(device=run.device, micro_batch_size=run.micro_batch_size, nodes=run.nodes, **plain | found | told)
 
 
 def steps_in(seconds: float, tokens: float, updates: int, calibration: Artifact | None, setting: str) -> int:

@@ -4,8 +4,10 @@ A child is `python -m MODULE spec.json`. It writes JSON lines to stdout ({"progr
 {"error": …}), leaves its files in spec["out"], and ends with 0, or with 75 when it was asked to stop and can go on later.
 Several ranks are several children with torchrun's variables (RANK, WORLD_SIZE, …) in one process group of their own. Why not
 torchrun itself: it hides exit status 75, gives ranks 30 s to checkpoint, and its workers outlive it when it is killed.
+With run.nodes above 1 the ranks of other machines are children of an actor there (tasks/launch_ray.py), and all else is the same.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -16,9 +18,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from contract.errors import ComeAgain, ConfigError, InputError, PipelineError, StageFailed
 from tasks.stage import Output
@@ -33,37 +37,64 @@ ERRORS: dict[str, type[PipelineError]] = {"ConfigError": ConfigError, "InputErro
 
 _running: list["Children"] = []
 
+Gather = Callable[[str, int], AbstractContextManager[None]]
+
+
+class Pool:
+    """How more machines are had for ranks: (address of Ray's head, how many) -> while they are wanted. Set by what runs in a pool."""
+
+    gather: Gather | None = None
+
+
+class Process(Protocol):
+    """A rank, here or on another machine (subprocess.Popen)."""
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+
+
+class Machine(Protocol):
+    """The ranks of another machine."""
+
+    def signal(self, number: int) -> None: ...
+    def end(self) -> None: ...
+
 
 @dataclass
 class Children:
-    """All ranks of one launch: one process group, one queue of their lines."""
+    """All ranks of one launch: one process group on this machine, one queue of their lines."""
 
-    processes: list[subprocess.Popen]
+    processes: list[Process]
     lines: "queue.Queue[str | None]"
     stderr: list[Path]
+    group: int = 0
     readers: list[threading.Thread] = field(default_factory=list)
+    machines: list[Machine] = field(default_factory=list)
+    borrowed: ExitStack = field(default_factory=ExitStack)
+    """Machines that are given back at the end."""
     is_stopping: bool = False
     errors: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def group(self) -> int:
-        return self.processes[0].pid
+    killed: list[int] | None = None
+    """The ranks that a signal not of ours has ended, once that is known; what the others say then is only that they miss them."""
 
     def signal(self, number: int) -> None:
-        try:
+        for machine in self.machines:
+            machine.signal(number)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.group, number)
-        except ProcessLookupError:
-            return
 
     def end(self) -> None:
         """No process of the group is left when this returns."""
         if any(process.poll() is None for process in self.processes):
             self.signal(signal.SIGKILL)
+        for machine in self.machines:
+            machine.end()
         for process in self.processes:
             process.wait()
         self.signal(signal.SIGKILL)  # grandchildren, if any
         for reader in self.readers:
             reader.join()
+        self.borrowed.close()
 
 
 def ask_to_stop() -> bool:
@@ -107,8 +138,7 @@ def _run_once(module: str, spec: dict[str, Any], out: Output, ranks: int, thread
     """None when the children finished, else the step after which they hung."""
     folder = out.scratch / f"launch-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
-    (folder / "spec.json").write_text(json.dumps(spec))
-    children = _start(module, folder, ranks, threads)
+    children = _start(module, spec, folder, ranks, threads, out)
     _running.append(children)
     former = _forward_sigterm()
     try:
@@ -131,33 +161,41 @@ def _forward_sigterm() -> Any:
     return signal.signal(signal.SIGTERM, lambda number, frame: ask_to_stop())
 
 
-def _start(module: str, folder: Path, ranks: int, threads: int) -> Children:
+def _start(module: str, spec: dict[str, Any], folder: Path, ranks: int, threads: int, out: Output) -> Children:
+    if spec.get("place", {}).get("nodes", 1) > 1:
+        from tasks.launch_ray import start_on_cluster
+
+        return start_on_cluster(module, spec, folder, ranks, threads, out)
+    port = free_port("127.0.0.1") if ranks > 1 else 29500
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "BESSEMER_RENDEZVOUS": str(folder / "rendezvous")}
+    return start_ranks(module, spec, folder, range(ranks), meeting | {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": str(threads)})
+
+
+def start_ranks(module: str, spec: dict[str, Any], folder: Path, ranks: range, variables: dict[str, str]) -> Children:
+    """These ranks as children of this process, with torchrun's variables."""
+    (folder / "spec.json").write_text(json.dumps(spec))
     lines: queue.Queue[str | None] = queue.Queue()
-    port = _free_port() if ranks > 1 else 29500
-    children = Children([], lines, [folder / f"rank-{rank}.err" for rank in range(ranks)])
-    for rank in range(ranks):
+    children = Children([], lines, [folder / f"rank-{rank}.err" for rank in ranks])
+    for local, rank in enumerate(ranks):
         environment = os.environ | {
             "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "BESSEMER_RENDEZVOUS": str(folder / "rendezvous"),
+            "LOCAL_RANK": str(local),
             "BESSEMER_PARENT": str(os.getpid()),
-            "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads on a shared machine cost a factor of ten
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+            **variables,
         }
-        with open(children.stderr[rank], "wb") as errors:
+        with open(children.stderr[local], "wb") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, str(folder / "spec.json")],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                process_group=children.group if rank else 0,
+                process_group=children.group,
                 text=True,
             )
+        children.group = children.group or process.pid
         children.processes.append(process)
         assert process.stdout is not None
         children.readers.append(threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True))
@@ -199,7 +237,14 @@ def _give_up(children: Children) -> None:
     deadline = time.monotonic() + GRACE_S
     while any(process.poll() is None for process in children.processes) and time.monotonic() < deadline:
         time.sleep(0.05)
+    _note_killed(children)
     children.signal(signal.SIGKILL)
+
+
+def _note_killed(children: Children) -> None:
+    if children.killed is None:
+        statuses = [process.poll() or 0 for process in children.processes]
+        children.killed = [rank for rank, status in enumerate(statuses) if status < 0 and status != -signal.SIGTERM]
 
 
 def _forward(line: str, children: Children, out: Output, reached: float) -> float:
@@ -230,24 +275,27 @@ def _finish(children: Children, module: str) -> None:
     statuses = [process.wait() for process in children.processes]
     if not children.is_stopping and all(status == 0 for status in statuses):
         return
+    _note_killed(children)
     # Asked to stop before it could listen, a child dies of the signal: nothing was done yet, and nothing is lost. One that was asked
     # in its last moment ends with 0, and is stopped all the same: nobody asks a second time.
     may_come_again = (0, COME_AGAIN, -signal.SIGTERM) if children.is_stopping else (0, COME_AGAIN)
     if all(status in may_come_again for status in statuses):
         raise ComeAgain("checkpointed; run it again to go on")
-    kind, sentence = children.errors[-1] if children.errors else ("", _last_line(children, statuses))
+    own = [] if children.killed else children.errors
+    kind, sentence = own[-1] if own else ("", _last_line(children, statuses))
     raise ERRORS.get(kind, StageFailed)(f"{module}: {sentence}" if kind not in ERRORS else sentence)
 
 
 def _last_line(children: Children, statuses: list[int]) -> str:
-    """What the first failed rank said last."""
-    rank = next(i for i, status in enumerate(statuses) if status not in (0, COME_AGAIN))
+    """What the first failed rank said last, or the one that was killed."""
+    first = next(i for i, status in enumerate(statuses) if status not in (0, COME_AGAIN))
+    rank = children.killed[0] if children.killed else first
     lines = children.stderr[rank].read_text(errors="replace").strip().splitlines()
     ended = f"was ended by {signal.Signals(-statuses[rank]).name}" if statuses[rank] < 0 else f"ended with {statuses[rank]}"
     return f"rank {rank} {ended}: {lines[-1]}" if lines else f"rank {rank} {ended} and said nothing"
 
 
-def _free_port() -> int:
+def free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])

@@ -6,6 +6,8 @@ Order, names and content do not depend on it: a part's work writes files of fixe
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from contract.config import RunOptions
-from contract.errors import IntegrityError, PipelineError, StageFailed
+from contract.errors import ConfigError, InputError, IntegrityError, PipelineError, StageFailed
 from store.artifact import FileRecord
 from store.attempt import Attempt
 from tasks.stage import Output
@@ -80,6 +82,7 @@ def _map(out: Output, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
 
     if start_ray(run):
         out.execution["ray_start_s"] = round(time.monotonic() - begun, 1)
+    refuse_unshared(attempt.storage.uri)
     how = cloudpickle.dumps((attempt, work))  # as bytes: an object that a worker cannot load would be retried for ever by Ray Data
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
@@ -115,15 +118,24 @@ def start_ray(run: RunOptions) -> bool:
     if ray.is_initialized():
         return False
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of its token at every start
+    before = signal.getsignal(signal.SIGTERM)
     own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
-    ray.init(
-        address=run.ray_address or "local",
-        include_dashboard=None if run.ray_address else False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-        log_to_driver=True,
-        **own,
-    )
+    try:
+        ray.init(
+            address=run.ray_address or "local",
+            include_dashboard=None if run.ray_address else False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            log_to_driver=True,
+            **own,
+        )
+    except ConnectionError as error:
+        raise InputError(
+            f"no Ray cluster answers at run.ray_address {run.ray_address} ({str(error).splitlines()[0]}). Start one there by "
+            "`ray start --head` and have this machine join it, or leave run.ray_address out."
+        ) from error
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which ends the process without a checkpoint
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -131,6 +143,20 @@ def start_ray(run: RunOptions) -> bool:
     for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
     return True
+
+
+def refuse_unshared(root: str) -> None:
+    """What one machine writes to file:// another one does not see. Raises ConfigError where the cluster has others."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    own = {node["NodeManagerAddress"] for node in alive if node["NodeID"] == ray.get_runtime_context().get_node_id()}
+    far = sorted({node["NodeManagerAddress"] for node in alive} - own)
+    if far and root.startswith("file:"):
+        raise ConfigError(
+            f"the Ray cluster at run.ray_address has other machines ({', '.join(far)}), which do not have storage.root {root}. "
+            "Set storage.root to s3://BUCKET/PREFIX, or leave run.ray_address out."
+        )
 
 
 def stop_ray() -> None:

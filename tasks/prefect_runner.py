@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from store.artifact import Artifact
 from store.records import CHECKPOINTED, end_open
 from tasks.launch import ask_to_stop, end_all
 from tasks.lines import row
-from tasks.runner import TRIES, refuse_missing, run_planned
+from tasks.runner import TRIES, PlanRunner, Stages, refuse_missing, run_planned
 from tasks.stage import Engine, Stage
 
 log = logging.getLogger("bessemer")
@@ -43,9 +44,22 @@ COME_BACK_S = 3
 class PrefectRunner:
     engine: Engine
     expected: str | None = None
+    sender: Callable[[str], Callable[[], None] | None] = lambda flow: None
+    """For a part that is to be made elsewhere, what sends it there and waits for it."""
 
     def expecting(self, flow: str) -> "PrefectRunner":
         return replace(self, expected=flow)
+
+    def part(self, flow: str, stages: Stages) -> dict[str, Any]:
+        """Nothing is sent away for what is there already: a machine would be started to say `cached`."""
+        send = self.sender(flow)
+        if send is not None:
+            looked = PlanRunner(self.engine)
+            stages(looked)
+            if any(planned.reuse is None for planned in looked.plans):
+                send()
+                return stages(self.expecting(flow))
+        return stages(self)
 
     def __call__(self, stage: Stage, **inputs: Artifact | None) -> Artifact:
         planned = self.engine.plan(stage, inputs)
@@ -75,7 +89,7 @@ class PrefectRunner:
         return artifact
 
 
-def stop_on_sigterm() -> None:
+def stop_on_sigterm(on_cancel: Callable[[], None] = lambda: None) -> None:
     """On SIGTERM (a spot notice, a worker that stops) checkpoint and wait for any worker; a run that is being cancelled just ends.
 
     For the flow's main thread. The worker takes a non-zero exit for a crash, so the process ends with 0.
@@ -85,8 +99,11 @@ def stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
         signal.alarm(SETTLE_S)
-        if _is_ending():
+        state = _state()
+        if _is_ending(state):
             end_all()
+            if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                on_cancel()
             _exit("stopped", "cancelled")
         signal.alarm(0)
         if not ask_to_stop():  # a child that was asked ends with ComeAgain, and its stage leaves then
@@ -95,9 +112,12 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _is_ending() -> bool:
+def _state() -> State | None:
     with get_client(sync_client=True) as client:
-        state = client.read_flow_run(prefect.runtime.flow_run.id).state
+        return client.read_flow_run(prefect.runtime.flow_run.id).state
+
+
+def _is_ending(state: State | None) -> bool:
     return state is None or state.is_final() or state.is_cancelling()
 
 
@@ -107,7 +127,7 @@ def _leave() -> NoReturn:
     signal.alarm(SETTLE_S)
     end_all()
     _no_more_heartbeats()
-    if _is_ending():
+    if _is_ending(_state()):
         _exit("stopped", "cancelled")
     when = datetime.now(UTC) + timedelta(seconds=COME_BACK_S)
     state: State = AwaitingRetry(scheduled_time=when, message="Stopped by SIGTERM; goes on from here")

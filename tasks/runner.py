@@ -19,9 +19,14 @@ TRIES = 3
 """Runs of a stage whose error can heal (TransientError); any other error is final."""
 
 
+Stages = Callable[["Runner"], dict[str, Any]]
+
+
 class Runner(Protocol):
     def __call__(self, stage: Stage, **inputs: Any) -> Any: ...
     def expecting(self, flow: str) -> "Runner": ...
+    def part(self, flow: str, stages: Stages) -> dict[str, Any]:
+        """The stages of one flow as a part of another: here, or where `run_on` sends them."""
 
 
 class Stopped(Exception):
@@ -37,6 +42,9 @@ class PlainRunner:
 
     def expecting(self, flow: str) -> "PlainRunner":
         return replace(self, expected=flow)
+
+    def part(self, flow: str, stages: Stages) -> dict[str, Any]:
+        return stages(self)
 
     def __call__(self, stage: Stage, **inputs: Artifact | None) -> Artifact:
         planned = self.engine.plan(stage, inputs)
@@ -81,6 +89,9 @@ class PlanRunner:
 
     def expecting(self, flow: str) -> "PlanRunner":
         return self
+
+    def part(self, flow: str, stages: Stages) -> dict[str, Any]:
+        return stages(self)
 
     def __call__(self, stage: Stage, **inputs: Artifact | Promise | None) -> Artifact | Promise:
         planned = self.engine.plan(stage, inputs)

@@ -49,9 +49,11 @@ class Place:
     threads: int = 1
     micro_batch_size: int | None = None
     compile: bool = False
+    nodes: int = 1
 
     def execution_class(self, torch_version: str) -> dict[str, Any]:
-        return {**asdict(self), "torch": torch_version}
+        """`nodes` only where there are several: one machine's class stays what it was before there could be more."""
+        return {name: value for name, value in asdict(self).items() if name != "nodes" or value > 1} | {"torch": torch_version}
 
 
 def micro_size(share: int, wanted: int | None) -> int:

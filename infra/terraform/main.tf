@@ -1,5 +1,6 @@
 # What `prefect deployment run pretrain/full -p preset=350m` needs beyond a laptop: a data bucket, a Prefect server, and machines with GPUs
-# that are there while runs wait and gone when none does. It makes no cluster of the machines: each takes runs of its own.
+# that are there while runs wait and gone when none does. Each machine takes runs of its own; with span_machines a run
+# may ask for several (run.nodes), which join it as runs of join/gpu.
 
 locals {
   name              = "${var.project}-${var.environment}"
@@ -32,6 +33,8 @@ module "network" {
   vpc_id     = var.vpc_id
   subnet_ids = var.subnet_ids
   cidr       = var.vpc_cidr
+
+  span_machines = var.span_machines
 }
 
 module "storage" {

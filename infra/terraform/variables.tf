@@ -136,6 +136,12 @@ variable "max_machines" {
   }
 }
 
+variable "span_machines" {
+  description = "Whether one run may span several machines (run.nodes): they may then reach each other, by any port. Nobody else may."
+  type        = bool
+  default     = false
+}
+
 variable "on_demand_fallback_minutes" {
   description = "How long a spot machine may be wanted and not come before an on-demand one takes its place."
   type        = number

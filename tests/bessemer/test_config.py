@@ -84,8 +84,15 @@ def test_any_override_loads_or_is_refused_with_a_sentence(key: str, value: objec
 
 
 def test_places_and_speed_are_no_identity():
-    """Only `storage` and `run` may differ without any stage's slice differing; here the composed slices of the simple stages."""
+    """Only `storage`, `run` and `run_on` may differ without any stage's slice differing; here the composed slices of the simple stages."""
     a = load("smoke")
-    b = load("smoke", {"storage.root": "file:///elsewhere", "run.workers": 1, "run.dtype": "bfloat16"})
-    names = [name for name in Config.model_fields if name not in ("storage", "run")]
+    b = load("smoke", {"storage.root": "file:///elsewhere", "run.workers": 1, "run.dtype": "bfloat16", "run_on.train": "gpu"})
+    names = [name for name in Config.model_fields if name not in ("storage", "run", "run_on")]
     assert [canonical_json(getattr(a, name)) for name in names] == [canonical_json(getattr(b, name)) for name in names]
+
+
+def test_parts_after_training_run_where_it_does_unless_they_are_named():
+    run_on = load("350m", {"run_on.export": "cpu"}).run_on
+    assert run_on.pools() == {"curate": "cpu", "train": "gpu", "align": "gpu", "evaluate": "gpu", "export": "cpu"}
+    assert load("laptop").run_on.pools() == {}
+    assert load("smoke", {"run_on.curate": "cpu"}).run_on.pools() == {"curate": "cpu"}

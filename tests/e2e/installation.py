@@ -1,5 +1,6 @@
 """This project as `make up` installs it, with a server, a worker and a Prefect home of the tests' own."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from bessemer import processes
 from bessemer.api import Api
 from tests.bessemer.test_services import free_port
 
@@ -42,8 +46,8 @@ class Installation:
             [program, "--no-prompt", *arguments], env=self.environment, cwd="/", capture_output=True, text=True, timeout=400
         )
 
-    def start(self, flow: str, **overrides: Any) -> str:
-        done = self.prefect("deployment", "run", f"{flow}/full", "-p", "preset=smoke", "-p", f"overrides={json.dumps(overrides)}")
+    def start(self, flow: str, deployment: str = "full", **overrides: Any) -> str:
+        done = self.prefect("deployment", "run", f"{flow}/{deployment}", "-p", "preset=smoke", "-p", f"overrides={json.dumps(overrides)}")
         assert done.returncode == 0, done.stdout + done.stderr
         return next(line.split()[-1] for line in done.stdout.splitlines() if "UUID:" in line)
 
@@ -68,6 +72,22 @@ class Installation:
         """What the run's log holds, as the UI shows it."""
         found = self.api.call("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"})
         return [line["message"] for line in found]
+
+    def children(self, parent: str) -> dict[str, dict[str, Any]]:
+        """The runs that this one has sent to their pools, by flow."""
+        body = {"flow_runs": {"parent_flow_run_id": {"any_": [parent]}}, "sort": "ID_DESC"}
+        found = self.api.call("POST", "/flow_runs/filter", body)
+        return {self.api.call("GET", f"/flows/{run['flow_id']}")["name"]: run for run in found}
+
+    def working(self) -> list[psutil.Process]:
+        """Flow processes and their children, whichever worker started them."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                ours = process.environ().get("BESSEMER_HOME") == str(self.home) and processes.is_alive(process)
+                if ours and {"prefect.engine", "training.child"} & set(process.cmdline()):
+                    found.append(process)
+        return found
 
 
 def is_final(run: dict[str, Any]) -> bool:

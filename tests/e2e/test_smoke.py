@@ -70,6 +70,11 @@ def test_a_partial_flow_says_which_flow_makes_what_is_missing(tmp_path: Path, ca
     assert "no artifact of ingest for this configuration (first run): run curate/full first" in capsys.readouterr().err
 
 
+def test_in_the_foreground_run_on_is_said_to_have_no_effect(undisturbed: Storage, capsys: pytest.CaptureFixture):
+    assert main([*arguments(undisturbed), "--set", "run_on.train=gpu", "--until", "ingest"]) == 0
+    assert "run_on is for runs under Prefect and has no effect here" in capsys.readouterr().err
+
+
 def test_the_smoke_flow_on_s3_killed_in_every_family_ends_with_the_same_digests(undisturbed: Storage, s3: Storage):
     """SIGKILL to the flow process inside a data stage, pretraining, PPO and evaluation, Ctrl-C and a terminal that closes in two more;
     nothing is left behind, nothing differs."""

@@ -1,13 +1,10 @@
 """A Prefect server with the pool that the GPU machines serve, and an EC2 metadata service, both over HTTP."""
 
-import http.server
 import os
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +15,7 @@ sys.path[:0] = [
     str(Path(__file__).parent),
 ]  # scripts, as `python deployments/x.py` sees them
 
-from worlds import FakeMetadata, Server  # noqa: E402
+from worlds import FakeMetadata, Server, metadata_service  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -47,39 +44,5 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 
 @pytest.fixture
 def metadata() -> Iterator[FakeMetadata]:
-    fake = FakeMetadata()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def say(self, code: int, text: str = "") -> None:
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def do_PUT(self) -> None:
-            if self.path == "/latest/api/token" and self.headers.get("X-aws-ec2-metadata-token-ttl-seconds"):
-                self.say(200, fake.token)
-            else:
-                self.say(400)
-
-        def do_GET(self) -> None:
-            if self.headers.get("X-aws-ec2-metadata-token") != fake.token:
-                fake.refused += 1
-                self.say(401)
-            elif fake.broken > 0:
-                fake.broken -= 1
-                self.say(503)
-            elif (text := fake.answers.get(self.path.removeprefix("/latest/meta-data/"))) is not None:
-                self.say(200, text)
-            else:
-                self.say(404)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    fake.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    yield fake
-    server.shutdown()
-    server.server_close()
+    with metadata_service() as fake:
+        yield fake

@@ -11,10 +11,11 @@ from pathlib import Path
 import boto3
 import pytest
 from connect import check, from_secret, read_secret
-from deploy_workers import Stack, archive, fixes, make_pools
+from deploy_workers import Stack, archive, fixes
 from server import prepare
 from worlds import Server
 
+from bessemer.api import GPU_QUEUES
 from bessemer.services import code_digest
 from contract.errors import InputError
 
@@ -99,7 +100,7 @@ def test_the_secret_gives_password_and_a_certificate_beside_the_usual_ones(s3_se
 def test_pools_are_made_once(prefect_server: Server):
     name = f"gpu-of-{os.getpid()}"
     for _ in range(2):
-        make_pools(prefect_server.api, name)
+        prefect_server.api.make_pool(name, GPU_QUEUES)
     found = prefect_server.api.call("POST", f"/work_pools/{name}/queues/filter", {})
     assert {"on-demand", "spot"} <= {queue["name"] for queue in found}
     assert [pool["type"] for pool in prefect_server.api.pools() if pool["name"] == name] == ["process"]

@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from imds import Metadata, MetadataDown
 from spot import look, seconds_until, wait_for_notice
-from worlds import FakeMetadata, Server, notice
+from worlds import FakeMetadata, Machine, Server, notice
 
 from bessemer import processes
 
@@ -38,38 +37,6 @@ def toy():
         with open(done, "a") as lines:
             lines.write(f"{{step}}:{{os.environ['PREFECT__WORKER_NAME']}}\\n")
 """
-
-
-class Machine:
-    """One machine's worker and watcher, as the systemd units start them."""
-
-    def __init__(self, server: Server, pool: str, instance: str, folder: Path, metadata: FakeMetadata | None = None) -> None:
-        self.name, self.folder = f"{pool}-{instance}", folder
-        variables = server.variables | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TOY_FOLDER": str(folder)}
-        worker = [
-            sys.executable,
-            str(ROOT / "deployments" / "worker.py"),
-            "--pool",
-            pool,
-            "--name",
-            self.name,
-            "--queues",
-            "spot",
-            "--limit",
-            "1",
-        ]
-        self.worker = processes.start(worker, folder / f"{instance}.pid", folder / f"{instance}.log", variables, folder)
-        self.watcher: psutil.Process | None = None
-        if metadata:
-            variables = variables | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.endpoint}
-            command = [sys.executable, str(ROOT / "deployments" / "spot.py"), "--name", self.name, "--every", "0.2"]
-            command += ["--stop", f"kill -TERM {self.worker.pid}"]
-            self.watcher = processes.start(command, folder / "watcher.pid", folder / "watcher.log", variables, folder)
-
-    def end(self) -> None:
-        for process in (self.watcher, self.worker):
-            if process is not None:
-                processes.stop(process, 40)
 
 
 @pytest.fixture

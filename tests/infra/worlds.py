@@ -1,12 +1,23 @@
-"""What the tests of this folder talk to: a Prefect server as its clients use it, and an EC2 metadata service that can fail."""
+"""What the tests talk to: a Prefect server as its clients use it, an EC2 metadata service that can fail, and a machine's processes."""
 
+import contextlib
+import http.server
 import json
 import secrets
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import psutil
+
+from bessemer import processes
 from bessemer.api import Api
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -68,3 +79,78 @@ class FakeMetadata:
 
 def notice(seconds: float) -> str:
     return json.dumps({"action": "terminate", "time": (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")})
+
+
+@contextlib.contextmanager
+def metadata_service() -> Iterator[FakeMetadata]:
+    """The service on a port of its own, and what it answers."""
+    fake = FakeMetadata()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def say(self, code: int, text: str = "") -> None:
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def do_PUT(self) -> None:
+            if self.path == "/latest/api/token" and self.headers.get("X-aws-ec2-metadata-token-ttl-seconds"):
+                self.say(200, fake.token)
+            else:
+                self.say(400)
+
+        def do_GET(self) -> None:
+            if self.headers.get("X-aws-ec2-metadata-token") != fake.token:
+                fake.refused += 1
+                self.say(401)
+            elif fake.broken > 0:
+                fake.broken -= 1
+                self.say(503)
+            elif (text := fake.answers.get(self.path.removeprefix("/latest/meta-data/"))) is not None:
+                self.say(200, text)
+            else:
+                self.say(404)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    fake.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Machine:
+    """One machine's worker and watcher, as the systemd units start them."""
+
+    def __init__(self, server: Server, pool: str, instance: str, folder: Path, metadata: FakeMetadata | None = None) -> None:
+        self.name, self.folder = f"{pool}-{instance}", folder
+        variables = server.variables | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TOY_FOLDER": str(folder)}
+        worker = [
+            sys.executable,
+            str(ROOT / "deployments" / "worker.py"),
+            "--pool",
+            pool,
+            "--name",
+            self.name,
+            "--queues",
+            "spot",
+            "--limit",
+            "1",
+        ]
+        self.worker = processes.start(worker, folder / f"{instance}.pid", folder / f"{instance}.log", variables, folder)
+        self.watcher: psutil.Process | None = None
+        if metadata:
+            variables = variables | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.endpoint}
+            command = [sys.executable, str(ROOT / "deployments" / "spot.py"), "--name", self.name, "--every", "0.2"]
+            command += ["--stop", f"kill -TERM {self.worker.pid}"]
+            self.watcher = processes.start(command, folder / "watcher.pid", folder / "watcher.log", variables, folder)
+
+    def end(self) -> None:
+        for process in (self.watcher, self.worker):
+            if process is not None:
+                processes.stop(process, 40)

@@ -93,9 +93,8 @@ def test_steps_are_what_the_seconds_hold():
 
 def test_explicit_settings_win_and_without_calibration_it_is_one_plain_thread():
     found: Artifact = Calibrated()  # type: ignore[assignment]
-    assert place(RunOptions(), found).execution_class("") == place(
-        RunOptions(dtype="bfloat16", ranks=2, compile=True), None
-    ).execution_class("")
+    assert place(RunOptions(), found, is_long=True) == place(RunOptions(dtype="bfloat16", ranks=2, compile=True), None)
+    assert not place(RunOptions(), found).compile, "a short stage would wait longer than it gains"
     where = place(RunOptions(ranks=1, dtype="float32", compile=False), found)
     assert (where.ranks, where.dtype, where.compile) == (1, "float32", False)
     assert (place(RunOptions(), None).ranks, place(RunOptions(), None).dtype) == (1, "float32")

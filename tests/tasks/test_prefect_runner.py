@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,12 @@ from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.testing.utilities import prefect_test_harness
 
-from contract.errors import IntegrityError, TransientError
+from contract.errors import InputError, IntegrityError, TransientError
 from contract.ledger import Ledger
 from store.artifact import Artifact
 from store.storage import Storage
 from tasks.prefect_runner import PrefectRunner
+from tasks.runner import Runner
 from tasks.stage import stage
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -74,3 +75,31 @@ def test_only_errors_that_can_heal_are_retried(local: Storage, monkeypatch, erro
     with pytest.raises(error, match="the store is away"):
         body()
     assert len(made) == calls
+
+
+def test_a_part_is_sent_away_only_while_something_of_it_is_missing(local: Storage):
+    """What the other machine makes is found here as Cached; when it is all there, no machine is asked for."""
+    sent = []
+
+    def elsewhere(flow: str) -> Callable[[], None]:
+        return lambda: sent.append((flow, toy.pipeline(toy.engine(local))[-1].digest))
+
+    @flow(name="toy parts")
+    def body(name: str) -> str:
+        def stages(run: Runner) -> dict[str, Artifact]:
+            numbers = run(toy.numbers)
+            return {"total": run(toy.total, squares=run(toy.squares, numbers=numbers))}
+
+        return PrefectRunner(toy.engine(local), sender=elsewhere).part(name, stages)["total"].digest
+
+    assert [body("train"), body("train")] == [sent[0][1]] * 2
+    assert [name for name, _ in sent] == ["train"]
+
+
+def test_a_part_that_does_not_come_back_with_its_artifacts_is_named(local: Storage):
+    @flow(name="toy lost")
+    def body() -> None:
+        PrefectRunner(toy.engine(local), sender=lambda flow: lambda: None).part("train", lambda run: {"numbers": run(toy.numbers)})
+
+    with pytest.raises(InputError, match=r"no artifact of numbers for this configuration .*: run train/full first"):
+        body()

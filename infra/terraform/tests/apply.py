@@ -1,9 +1,9 @@
 """Applies the whole stack to an AWS API emulator over HTTP: plan, apply, a second plan that changes nothing, destroy, and what is left.
 
-    python infra/terraform/tests/apply.py [PRESET]
+    python infra/terraform/tests/apply.py [PRESET] [dev | prod]
 
 By the functions that `make deploy-workers` uses, on a copy with one file more, in which the provider asks once instead of retrying.
-Also: what is said of a bucket that is there already, with its fix. About five minutes, most of them the provider's own waits.
+Also: what is said of what cannot be (refusals.py), each with its fix. About five minutes, most of them the provider's own waits.
 """
 
 import os
@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "deployments"), str(ROOT)]
 sys.path.append(str(ROOT / "tests" / "infra"))
 
 from deploy_workers import Stack  # noqa: E402
+from refusals import refusals  # noqa: E402
 from test_terraform import MIRRORS  # noqa: E402
 
 from contract.errors import PipelineError  # noqa: E402
@@ -38,12 +39,12 @@ provider "aws" {
 IMAGE = "ami-12c6146b"  # one that the emulator knows
 
 
-def main(preset: str) -> None:
+def main(preset: str, environment: str) -> None:
     with tempfile.TemporaryDirectory(prefix="bessemer-apply-") as name:
         folder = Path(name)
         emulator = start_emulator(folder)
         try:
-            check(folder, preset)
+            check(folder, preset, environment)
         except BaseException:
             print("".join((folder / "emulator.log").read_text().splitlines(keepends=True)[-30:]), file=sys.stderr)
             raise
@@ -76,34 +77,45 @@ def start_emulator(folder: Path) -> subprocess.Popen[bytes]:
     raise AssertionError("the emulator did not start")
 
 
-def check(folder: Path, preset: str) -> None:
+def check(folder: Path, preset: str, environment: str) -> None:
     subprocess.run(["cp", "-r", str(ROOT / "infra"), str(ROOT / "deployments"), str(folder)], check=True)
     infra = folder / "infra" / "terraform"
     (infra / "moto_override.tf").write_text(OVERRIDE)
     mark = secrets.token_hex(3)
-    boto3.client("s3").create_bucket(Bucket=f"state-{mark}")
+    make_state_bucket(infra / "state", f"state-{mark}")
     example = infra / "examples" / f"{preset}.tfvars"
     own = [f"bucket=team-{mark}", 'alarm_emails=["team@example.com"]', f"ami_id={IMAGE}", f"control_plane_ami_id={IMAGE}"]
     own.append(f"code_archive={infra / 'versions.tf'}")
-    stack = Stack("dev", [f"-var-file={example}", *(f"-var={each}" for each in own)], infra)
+    stack = Stack(environment, [f"-var-file={example}", *(f"-var={each}" for each in own)], infra)
     before = seen()
     step("init, the state in a bucket with its lock")
-    stack.init(f"bucket=state-{mark}", "region=us-east-1", "use_path_style=true", "skip_credentials_validation=true")
+    backend = [f"bucket=state-{mark}", "region=us-east-1", "use_path_style=true", "skip_credentials_validation=true"]
+    stack.init(*backend)
+    step("what cannot be is refused with its fix")
+    refusals(stack, f"state-{mark}")
+    stack.init(*backend)
     step("plan and apply")
     stack.plan(folder / "plan")
     outputs = stack.apply(folder / "plan")
     assert outputs["storage_root"] == f"s3://team-{mark}/runs", outputs
-    assert seen()["groups"] == {"bessemer-dev-gpu-spot": 0, "bessemer-dev-gpu-on-demand": 0}, seen()
+    assert seen()["groups"] == {f"bessemer-{environment}-gpu-spot": 0, f"bessemer-{environment}-gpu-on-demand": 0}, seen()
     step("a second plan")
     changes = stack.call("plan", "-input=false", "-no-color", *stack.variables)
     assert "No changes." in changes, "a second apply would change something"
+    if environment == "prod":
+        step("the database lets itself be deleted once protect is false")
+        stack.variables.append("-var=protect=false")
+        stack.plan(folder / "plan")
+        stack.apply(folder / "plan")
     step("destroy, the data kept")
     assert stack.keep_data()
     stack.destroy()
     left = {kind: found for kind, found in seen().items() if found != before[kind]}
     assert list(left) == ["buckets"] and left["buckets"] == {*before["buckets"], f"team-{mark}"}, left
     step("the same bucket name again, as the kept one is")
-    own_again = Stack("dev", [*stack.variables[1:], "-var=region=eu-central-1"], infra)  # us-east-1 alone lets its owner make it twice
+    own_again = Stack(
+        environment, [*stack.variables[1:], "-var=region=eu-central-1"], infra
+    )  # us-east-1 alone lets its owner make it twice
     try:
         own_again.call(
             "apply", "-input=false", "-auto-approve", "-no-color", "-target=module.storage.aws_s3_bucket.data", *own_again.variables
@@ -113,6 +125,15 @@ def check(folder: Path, preset: str) -> None:
     else:
         raise AssertionError("a bucket that is there was made again")
     print("apply: all held")
+
+
+def make_state_bucket(folder: Path, name: str) -> None:
+    """As operations.md has it: init and apply of state/, once and by hand."""
+    step("the state bucket")
+    (folder / "moto_override.tf").write_text(OVERRIDE)
+    own = os.environ | {"TF_DATA_DIR": str(folder / "data")}
+    for arguments in (["init", "-input=false"], ["apply", "-input=false", "-auto-approve", "-var=region=us-east-1", f"-var=bucket={name}"]):
+        subprocess.run(["terraform", f"-chdir={folder}", *arguments], env=own, check=True)
 
 
 def seen() -> dict[str, Any]:
@@ -144,6 +165,6 @@ def step(name: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1] if len(sys.argv) > 1 else "124m")
+        main(*(sys.argv[1:] + ["124m", "dev"][len(sys.argv) - 1 :]))
     except (AssertionError, PipelineError) as error:
         sys.exit(f"apply: {error}")

@@ -60,6 +60,10 @@ run "groups_are_empty_closed_and_aws_ends_no_machine" {
   }
 
   assert {
+    condition     = module.network.rules_between_workers == 0
+    error_message = "a worker lets another one in"
+  }
+  assert {
     condition     = output.usd_per_hour == null
     error_message = "a cost that nobody gave the prices of"
   }
@@ -74,6 +78,18 @@ run "groups_are_empty_closed_and_aws_ends_no_machine" {
   assert {
     condition     = alltrue([for template in module.gpu_workers.templates : template.key_name == null])
     error_message = "an SSH key"
+  }
+}
+
+run "workers_reach_each_other_only_when_a_run_may_span_them" {
+  command = plan
+  variables {
+    span_machines = true
+  }
+
+  assert {
+    condition     = module.network.rules_between_workers == 2
+    error_message = "the ranks of one run cannot meet"
   }
 }
 

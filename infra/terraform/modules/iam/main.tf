@@ -5,40 +5,18 @@ locals {
   own_control = var.control_plane && var.control_plane_role == null
   groups      = [for name in var.group_names : "arn:${var.partition}:autoscaling:${var.region}:${var.account}:autoScalingGroup:*:autoScalingGroupName/${name}"]
 
-  ec2_may_assume = jsonencode({
-    Version = "2012-10-17"
-    Statement = [{
-      Effect    = "Allow"
-      Principal = { Service = "ec2.amazonaws.com" }
-      Action    = "sts:AssumeRole"
-    }]
-  })
+  roles = merge(
+    local.own_worker ? { worker = "Bessemer GPU workers: the bucket's prefixes, their password, the end of their own lifecycle" } : {},
+    local.own_control ? { control-plane = "Bessemer Prefect server and scaler: its secrets, and the size of the GPU groups" } : {},
+  )
   read_release = {
     Sid      = "ReadRelease"
     Effect   = "Allow"
     Action   = ["s3:GetObject"]
     Resource = ["${var.bucket_arn}/releases/*"]
   }
-}
-
-# ---------------------------------------------------------------- GPU workers
-
-resource "aws_iam_role" "worker" {
-  count = local.own_worker ? 1 : 0
-
-  name               = "${var.name}-worker"
-  description        = "Bessemer GPU workers: the bucket's prefixes, their password, the end of their own lifecycle"
-  assume_role_policy = local.ec2_may_assume
-}
-
-resource "aws_iam_role_policy" "worker" {
-  count = local.own_worker ? 1 : 0
-
-  name = "worker"
-  role = aws_iam_role.worker[0].id
-  policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = concat([
+  statements = {
+    worker = concat([
       local.read_release,
       {
         Sid      = "Artifacts"
@@ -72,41 +50,8 @@ resource "aws_iam_role_policy" "worker" {
         Action   = ["s3:GetObject"]
         Resource = [for each in var.read_prefixes : "${var.bucket_arn}/${each}/*"]
     }])
-  })
-}
 
-resource "aws_iam_role_policy_attachment" "worker_session" {
-  count = local.own_worker ? 1 : 0
-
-  role       = aws_iam_role.worker[0].name
-  policy_arn = "arn:${var.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"
-}
-
-resource "aws_iam_instance_profile" "worker" {
-  count = local.own_worker ? 1 : 0
-
-  name = "${var.name}-worker"
-  role = aws_iam_role.worker[0].name
-}
-
-# ---------------------------------------------------------------- Prefect server and scaler
-
-resource "aws_iam_role" "control_plane" {
-  count = local.own_control ? 1 : 0
-
-  name               = "${var.name}-control-plane"
-  description        = "Bessemer Prefect server and scaler: its secrets, and the size of the GPU groups"
-  assume_role_policy = local.ec2_may_assume
-}
-
-resource "aws_iam_role_policy" "control_plane" {
-  count = local.own_control ? 1 : 0
-
-  name = "control-plane"
-  role = aws_iam_role.control_plane[0].id
-  policy = jsonencode({
-    Version = "2012-10-17"
-    Statement = [
+    control-plane = [
       local.read_release,
       {
         Sid      = "PrefectPassword"
@@ -143,22 +88,45 @@ resource "aws_iam_role_policy" "control_plane" {
         Sid      = "SeeBudgetStop"
         Effect   = "Allow"
         Action   = ["iam:ListAttachedRolePolicies"]
-        Resource = [aws_iam_role.control_plane[0].arn]
+        Resource = ["arn:${var.partition}:iam::${var.account}:role/${var.name}-control-plane"]
       },
     ]
+  }
+}
+
+resource "aws_iam_role" "this" {
+  for_each = local.roles
+
+  name        = "${var.name}-${each.key}"
+  description = each.value
+  assume_role_policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Effect    = "Allow"
+      Principal = { Service = "ec2.amazonaws.com" }
+      Action    = "sts:AssumeRole"
+    }]
   })
 }
 
-resource "aws_iam_role_policy_attachment" "control_plane_session" {
-  count = local.own_control ? 1 : 0
+resource "aws_iam_role_policy" "this" {
+  for_each = local.roles
 
-  role       = aws_iam_role.control_plane[0].name
+  name   = each.key
+  role   = aws_iam_role.this[each.key].id
+  policy = jsonencode({ Version = "2012-10-17", Statement = local.statements[each.key] })
+}
+
+resource "aws_iam_role_policy_attachment" "session" {
+  for_each = local.roles
+
+  role       = aws_iam_role.this[each.key].name
   policy_arn = "arn:${var.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"
 }
 
-resource "aws_iam_instance_profile" "control_plane" {
-  count = local.own_control ? 1 : 0
+resource "aws_iam_instance_profile" "this" {
+  for_each = local.roles
 
-  name = "${var.name}-control-plane"
-  role = aws_iam_role.control_plane[0].name
+  name = "${var.name}-${each.key}"
+  role = aws_iam_role.this[each.key].name
 }

@@ -86,7 +86,7 @@ resource "aws_vpc_endpoint" "s3" {
 resource "aws_security_group" "workers" {
   # checkov:skip=CKV2_AWS_5: the launch templates of gpu_workers attach it
   name        = "${var.name}-workers"
-  description = "GPU workers: out by 443 and 80, nothing in"
+  description = "GPU workers: out by 443 and 80, nothing in but from each other with span_machines"
   vpc_id      = local.own ? aws_vpc.this[0].id : var.vpc_id
   tags        = { Name = "${var.name}-workers" }
 }
@@ -100,4 +100,23 @@ resource "aws_vpc_security_group_egress_rule" "workers" {
   ip_protocol       = "tcp"
   from_port         = each.value
   to_port           = each.value
+}
+
+# Ray and the ranks of one run talk by ports of their own choice, NCCL by its own protocol where the machines have it.
+resource "aws_vpc_security_group_ingress_rule" "between_workers" {
+  count = var.span_machines ? 1 : 0
+
+  security_group_id            = aws_security_group.workers.id
+  description                  = "workers of one run"
+  referenced_security_group_id = aws_security_group.workers.id
+  ip_protocol                  = "-1"
+}
+
+resource "aws_vpc_security_group_egress_rule" "between_workers" {
+  count = var.span_machines ? 1 : 0
+
+  security_group_id            = aws_security_group.workers.id
+  description                  = "workers of one run"
+  referenced_security_group_id = aws_security_group.workers.id
+  ip_protocol                  = "-1"
 }

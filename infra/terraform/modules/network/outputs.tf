@@ -11,3 +11,7 @@ output "worker_security_group_id" {
   value      = aws_security_group.workers.id
   depends_on = [aws_vpc_security_group_egress_rule.workers]
 }
+
+output "rules_between_workers" {
+  value = length(aws_vpc_security_group_ingress_rule.between_workers) + length(aws_vpc_security_group_egress_rule.between_workers)
+}
