@@ -145,7 +145,7 @@ def _run_once(module: str, spec: dict[str, Any], out: Output, ranks: int, thread
         reached = _listen(children, out)
         if reached is not None:
             return reached
-        _finish(children, module)
+        _finish(children, out.attempt.stage)
         return None
     finally:
         children.end()
@@ -271,7 +271,7 @@ def _note(said: dict[str, Any]) -> str:
     return " | ".join(parts).replace("tokens_per_s ", "tok/s ")
 
 
-def _finish(children: Children, module: str) -> None:
+def _finish(children: Children, stage: str) -> None:
     statuses = [process.wait() for process in children.processes]
     if not children.is_stopping and all(status == 0 for status in statuses):
         return
@@ -283,7 +283,7 @@ def _finish(children: Children, module: str) -> None:
         raise ComeAgain("checkpointed; run it again to go on")
     own = [] if children.killed else children.errors
     kind, sentence = own[-1] if own else ("", _last_line(children, statuses))
-    raise ERRORS.get(kind, StageFailed)(f"{module}: {sentence}" if kind not in ERRORS else sentence)
+    raise ERRORS.get(kind, StageFailed)(f"{stage}: {sentence}" if kind not in ERRORS else sentence)
 
 
 def _last_line(children: Children, statuses: list[int]) -> str:
@@ -291,6 +291,8 @@ def _last_line(children: Children, statuses: list[int]) -> str:
     first = next(i for i, status in enumerate(statuses) if status not in (0, COME_AGAIN))
     rank = children.killed[0] if children.killed else first
     lines = children.stderr[rank].read_text(errors="replace").strip().splitlines()
+    if statuses[rank] == -signal.SIGKILL and not lines:
+        return f"rank {rank} was ended by SIGKILL, as the kernel does when memory runs out; make room or lower micro_batch_size, and run it again"
     ended = f"was ended by {signal.Signals(-statuses[rank]).name}" if statuses[rank] < 0 else f"ended with {statuses[rank]}"
     return f"rank {rank} {ended}: {lines[-1]}" if lines else f"rank {rank} {ended} and said nothing"
 

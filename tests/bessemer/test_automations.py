@@ -3,14 +3,11 @@
 The times are a tenth of the product's: the server judges heartbeats by its own clock, so an hour of them cannot be sent at once.
 """
 
-import json
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL
@@ -20,6 +17,7 @@ from bessemer import automations
 from bessemer.api import Api
 from bessemer.processes import wait_until
 from contract.errors import InputError
+from tests.bessemer.receiver import listening
 
 pytestmark = pytest.mark.e2e
 
@@ -28,28 +26,6 @@ pytestmark = pytest.mark.e2e
 def api() -> Iterator[Api]:
     with prefect_test_harness(server_startup_timeout=120):
         yield Api(str(PREFECT_API_URL.value()))
-
-
-class Receiver(BaseHTTPRequestHandler):
-    """What a chat's webhook is: it takes a POST and keeps it."""
-
-    got: ClassVar[list[dict[str, Any]]] = []
-
-    def do_POST(self) -> None:
-        Receiver.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@pytest.fixture
-def receiver() -> Iterator[str]:
-    Receiver.got = []
-    server = HTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/hook"
-    server.shutdown()
 
 
 def running(api: Api, name: str, tags: tuple[str, ...] = ("bessemer",)) -> str:
@@ -113,23 +89,24 @@ def test_a_live_run_that_was_ended_by_mistake_says_so_at_its_end(api: Api):
     assert state(api, run)["type"] == "COMPLETED"
 
 
-def test_broken_runs_are_posted_until_it_is_off(api: Api, receiver: str):
+def test_broken_runs_are_posted_until_it_is_off(api: Api):
+    said = 'StageFailed: pretrain "stopped" at {step: 3}\n<b>and</b> why'
     with pytest.raises(InputError, match="http"):
         automations.notify(api, "slack.example/hook")
-    assert automations.notify(api, "http://127.0.0.1:9/elsewhere")
-    assert automations.notify(api, receiver), "another address replaces the first"
-    assert not automations.notify(api, receiver)
-    time.sleep(1)
-    said = 'StageFailed: pretrain "stopped" at {step: 3}\n<b>and</b> why'
-    end(api, running(api, "broken"), "FAILED", said)
-    end(api, running(api, "well"), "COMPLETED", "")
-    end(api, running(api, "of-others", tags=()), "FAILED", said)
-    end(api, running(api, "gone"), "CRASHED", "its process is gone")
-    assert wait_until(lambda: len(Receiver.got) >= 2, 30), Receiver.got
-    lines = sorted(line["text"] for line in Receiver.got)
-    assert lines == [f"toy (broken) Failed: {said} ", "toy (gone) Crashed: its process is gone "]  # this server has no UI to name
-    assert automations.stop_notifying(api) and not automations.stop_notifying(api)
-    time.sleep(1)
-    end(api, running(api, "later"), "FAILED", said)
-    time.sleep(3)
-    assert len(Receiver.got) == 2
+    with listening() as (url, lines):
+        assert automations.notify(api, "http://127.0.0.1:9/elsewhere")
+        assert automations.notify(api, url), "another address replaces the first"
+        assert not automations.notify(api, url)
+        time.sleep(1)
+        end(api, running(api, "broken"), "FAILED", said)
+        end(api, running(api, "well"), "COMPLETED", "")
+        end(api, running(api, "of-others", tags=()), "FAILED", said)
+        end(api, running(api, "gone"), "CRASHED", "its process is gone")
+        wait_until(lambda: len(lines) >= 2, 30)
+        # This server has no UI to name.
+        assert sorted(lines) == [f"toy (broken) Failed: {said} ", "toy (gone) Crashed: its process is gone "]
+        assert automations.stop_notifying(api) and not automations.stop_notifying(api)
+        time.sleep(1)
+        end(api, running(api, "later"), "FAILED", said)
+        time.sleep(3)
+        assert len(lines) == 2

@@ -46,6 +46,10 @@ class Installation:
             [program, "--no-prompt", *arguments], env=self.environment, cwd="/", capture_output=True, text=True, timeout=400
         )
 
+    def bessemer(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bessemer.cli", *arguments]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
     def start(self, flow: str, deployment: str = "full", **overrides: Any) -> str:
         done = self.prefect("deployment", "run", f"{flow}/{deployment}", "-p", "preset=smoke", "-p", f"overrides={json.dumps(overrides)}")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -61,12 +65,11 @@ class Installation:
             time.sleep(0.2)
         return run
 
-    def tasks(self, id: str, attempt: int | None = None) -> list[tuple[str, str]]:
-        """(name, state) of the run's task runs that have ended, in their order; of one attempt (run_count) only, when asked."""
+    def tasks(self, id: str) -> list[tuple[str, str]]:
+        """(name, state) of the run's task runs that have ended, in their order."""
         found = self.api.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [id]}}, "sort": "ID_DESC"})
         ended = [task for task in found if task["state"] and task["state"]["type"] in FINAL]
-        mine = [task for task in ended if attempt in (None, task["flow_run_run_count"])]
-        return [(task["name"], task["state"]["name"]) for task in sorted(mine, key=lambda task: task["created"])]
+        return [(task["name"], task["state"]["name"]) for task in sorted(ended, key=lambda task: task["created"])]
 
     def lines(self, id: str) -> list[str]:
         """What the run's log holds, as the UI shows it."""

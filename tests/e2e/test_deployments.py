@@ -8,8 +8,10 @@ from typing import Any
 import psutil
 import pytest
 
+from bessemer.processes import wait_until
 from store.records import records
 from store.storage import Storage
+from tests.bessemer.receiver import listening
 from tests.e2e.installation import Installation, is_final
 
 pytestmark = pytest.mark.e2e
@@ -31,12 +33,19 @@ def test_a_deployment_run_shows_every_stage_cached_and_ends_well(installed: Inst
 
 
 def test_a_wrong_value_makes_no_run_and_a_wrong_key_is_named_with_the_nearest(installed: Installation, undisturbed: Storage):
+    """In the run's message, and at the address that asked to be told."""
     refused = installed.prefect("deployment", "run", "train/full", "-p", "preset=smoek")
     assert refused.returncode == 1
     assert "'smoek' is not one of" in refused.stdout + refused.stderr
-    run = installed.wait(installed.start("train", **{"storage.root": undisturbed.uri, "train.max_stepz": 5}), is_final)
-    assert run["state"]["name"] == "Failed"
-    assert "train.max_stepz is no setting; the nearest is train.max_steps" in run["state"]["message"]
+    sentence = "train.max_stepz is no setting; the nearest is train.max_steps"
+    with listening() as (url, lines):
+        assert installed.bessemer("notify", url).returncode == 0
+        run = installed.wait(installed.start("train", **{"storage.root": undisturbed.uri, "train.max_stepz": 5}), is_final)
+        assert run["state"]["name"] == "Failed"
+        assert sentence in run["state"]["message"]
+        assert wait_until(lambda: bool(lines), 30)
+        assert sentence in lines[0] and lines[0].endswith(f"/runs/flow-run/{run['id']}")
+        assert installed.bessemer("notify", "--off").stdout == "off\n"
 
 
 def test_a_flow_that_gets_sigterm_checkpoints_awaits_retry_and_goes_on(installed: Installation, undisturbed: Storage):
