@@ -292,7 +292,7 @@ def _last_line(children: Children, statuses: list[int]) -> str:
     rank = children.killed[0] if children.killed else first
     lines = children.stderr[rank].read_text(errors="replace").strip().splitlines()
     if statuses[rank] == -signal.SIGKILL and not lines:
-        return f"rank {rank} was ended by SIGKILL, as the kernel does when memory runs out; make room or lower micro_batch_size, and run it again"
+        return f"rank {rank} was ended by SIGKILL: out of memory? Make room, or lower run.micro_batch_size, and run it again"
     ended = f"was ended by {signal.Signals(-statuses[rank]).name}" if statuses[rank] < 0 else f"ended with {statuses[rank]}"
     return f"rank {rank} {ended}: {lines[-1]}" if lines else f"rank {rank} {ended} and said nothing"
 
