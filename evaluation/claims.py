@@ -7,11 +7,23 @@ Evaluation = Mapping[str, Any]
 LEAST_GAIN_OVER_BIGRAM = 0.15
 MOST_KL_PER_TOKEN = 0.5
 LEAST_STANDARD_ERRORS = 2.0
+MAX_LOGIT_DIFFERENCE = 1e-4
+"""In fp32. Two correct implementations differ by the order of their sums: 1e-6 to 1e-5 at the sizes tried."""
 
 
 def claims(evaluation: Evaluation) -> list[dict[str, Any]]:
     """{claim, found, holds} for each claim whose figures are there."""
     return [*_bits(evaluation), *_tasks(evaluation), *_reward_model(evaluation), *_alignment(evaluation)]
+
+
+def exported(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What loading the export by transformers showed (tasks/export_check.py, which publishes nothing where it fails)."""
+    difference = figures["max_logit_difference"]
+    return _claim(
+        "transformers loads the exported folder and gives the same logits and greedy tokens",
+        f"logits differ by at most {difference:.1g}; {figures['greedy_tokens']:,} tokens on {figures['greedy_prompts']:,} prompts",
+        difference <= MAX_LOGIT_DIFFERENCE,
+    )
 
 
 def _bits(evaluation: Evaluation) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from contract.config import Frozen
 from contract.errors import InputError
 from contract.ledger import Ledger
+from evaluation.claims import MAX_LOGIT_DIFFERENCE
 from evaluation.config_export import ExportConfig
 from store.artifact import Artifact
 from tasks.model_card import Facts, model_card
@@ -50,7 +51,7 @@ def export(
     # Here, not above: they load torch and transformers, for which a run whose export is cached would wait too.
     from models.conversion import load_folder, save_folder, save_tokenizer
     from models.transformer import Transformer
-    from tasks.export_check import MAX_LOGIT_DIFFERENCE, verify
+    from tasks.export_check import verify
 
     ours = load_folder(model.folder("model"))
     if not isinstance(ours, Transformer):

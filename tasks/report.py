@@ -13,7 +13,10 @@ import pyarrow.compute as pc
 
 from contract.config import Frozen
 from contract.ledger import Ledger
+from evaluation.charts import POINTS
+from evaluation.claims import exported
 from evaluation.report import report as html
+from filters.select import PERPLEXITY, RULES
 from store.artifact import Artifact
 from tasks.stage import Output, stage
 
@@ -22,8 +25,6 @@ TRAINED = ("base", "sft", "reward", "ppo", "dpo")
 BINS = 30
 HISTOGRAM_ROWS = 200_000
 """Documents whose signals are drawn: parts from the first on until there are as many; the histograms are then of a part of them."""
-POINTS = 300
-"""Of a curve; longer ones are drawn as means of stretches."""
 LIMITS = (
     "Figures are of one run with one seed: a difference between two runs that is smaller than what the seed moves means nothing.",
     "Held out means that no document of the same group was trained on; near copies over groups that deduplication did not find may remain.",
@@ -37,7 +38,7 @@ class Nothing(Frozen):
     """The report has no settings: it shows what is there."""
 
 
-@stage(version=1, config=lambda c: Nothing())
+@stage(version=2, config=lambda c: Nothing())
 def report(
     documents: Artifact,
     config: Nothing,
@@ -73,7 +74,8 @@ def report(
     out.attach("report.html", html(figures, costs(present)).encode())
     out.figures |= {"stages": len(present), "missing": figures["missing"]}
     if evaluation is not None:
-        out.figures |= evaluation.figures
+        held = [claim["holds"] for claim in figures["claims"]]
+        out.figures |= evaluation.figures | {"claims_held": sum(held), "claims": len(held)}
     return Ledger()
 
 
@@ -86,13 +88,49 @@ def collect(present: dict[str, Artifact], missing: Sequence[str]) -> dict[str, A
         reads = sorted(roles[value["fingerprint"]] for value in artifact.manifest["inputs"].values() if value["fingerprint"] in roles)
         stages.append({"role": role, "stage": artifact.stage, "fingerprint": artifact.fingerprint[:12], "reads": reads, **account})
     figures: dict[str, Any] = {"stages": stages, "missing": list(missing), "limits": list(LIMITS)}
+    figures["corpus"] = read_by_domain(present)
     if "blocks" in present:
         figures["mixture"] = {key: present["blocks"].figures[key] for key in ("asked", "got", "domains")}
-    figures["signals"] = [row for family in SIGNALS if family in present for row in histograms(family, present[family])]
+    judges = judged(present)
+    figures["signals"] = [
+        row | judges.get((family, row["signal"]), {})
+        for family in SIGNALS
+        if family in present
+        for row in histograms(family, present[family])
+    ]
     figures["curves"] = {role: found for role in TRAINED if role in present and (found := curves(present[role]))}
     if "evaluation" in present:
         figures["evaluation"] = present["evaluation"].json("evaluation.json")
+        figures["claims"] = figures["evaluation"].get("claims", []) + ([exported(present["export"].figures)] if "export" in present else [])
     return figures
+
+
+def read_by_domain(present: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
+    """Documents and bytes as read, and the documents that select kept."""
+    kept = present["selection"].figures.get("domains", {}) if "selection" in present else {}
+    read = present["documents"].figures.get("domains", {})
+    return {
+        name: {"documents": row["documents"], "bytes": row["bytes"], "kept": kept.get(name, {}).get("kept")} for name, row in read.items()
+    }
+
+
+def judged(present: dict[str, Artifact]) -> dict[tuple[str, str], dict[str, Any]]:
+    """By (family, signal): the reason it can drop a document for, how many were, and the bounds of the domains that there are."""
+    if "selection" not in present:
+        return {}
+    selection = present["selection"]
+    count, config = selection.ledger.documents, selection.manifest["identity"]["config"]
+    dropped = count.dropped if count else {}
+    there = present["documents"].figures.get("domains", {})
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found[PERPLEXITY, PERPLEXITY] = {"reason": PERPLEXITY, "dropped": dropped.get(PERPLEXITY, 0), "bounds": []}
+    for rule in RULES:
+        bounds = {rules[rule.field] for domain, rules in config["rules"].items() if domain in there} if rule.field else set()
+        if rule.family == "contamination":
+            bounds = {config["max_overlap_fraction"]}
+        row = found.setdefault((rule.family, rule.column), {"reason": rule.reason, "dropped": dropped.get(rule.reason, 0), "bounds": []})
+        row["bounds"] = sorted({*row["bounds"], *(bound for bound in bounds if bound is not None)})
+    return found
 
 
 def _ordered(present: dict[str, Artifact]) -> list[tuple[str, Artifact]]:
@@ -176,6 +214,7 @@ def costs(present: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
             "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(artifact.manifest["created"])),
             "execution": artifact.manifest["execution"],
             "cores": os.cpu_count(),
+            "bytes": artifact.size,
         }
         for role, artifact in present.items()
     }

@@ -1,4 +1,4 @@
-from evaluation.claims import claims
+from evaluation.claims import claims, exported
 
 
 def interval(mean: float, half: float) -> dict:
@@ -38,3 +38,9 @@ def test_each_claim_turns_on_its_own_figure() -> None:
 def test_what_was_not_measured_is_not_claimed() -> None:
     assert claims({}) == [] and claims({"bits_per_byte": {"models": {"base": bits(2.0)}}}) == []
     assert not found(above=None)["multiple choice above chance by more than 2 standard errors"]
+
+
+def test_an_export_holds_within_the_tolerance() -> None:
+    said = [exported({"max_logit_difference": value, "greedy_tokens": 1600, "greedy_prompts": 50}) for value in (3e-6, 2e-4, float("nan"))]
+    assert [claim["holds"] for claim in said] == [True, False, False]
+    assert said[0]["found"] == "logits differ by at most 3e-06; 1,600 tokens on 50 prompts"

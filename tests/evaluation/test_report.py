@@ -22,7 +22,7 @@ def interval(mean: float, half: float = 0.02) -> dict[str, Any]:
 
 def bits(value: float) -> dict[str, Any]:
     cell = {"bits_per_byte": value, "loss": 3.1, "nats": 100.0, "tokens": 900, "bytes": 3000, "documents": 12}
-    return {"code": cell, "web": cell, "all": cell}
+    return {"all": cell, "web": cell, NASTY: cell}
 
 
 def score(mean: float) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def stage(role: str, name: str, reads: list[str], count: dict[str, Any] | None =
 def figures() -> dict[str, Any]:
     """Every section's figures, of the form that tasks/report.py collects."""
     count = {"in": 1200, "added": 0, "out": 1000, "dropped": {"exact copy": 150, NASTY: 50}, "quarantined": 0}
+    tokens = {"in": 5_000, "added": 40, "out": 4_900, "dropped": {"remainder": 140, "none": 0}, "quarantined": 0}
     kind = {
         "pairs": 90,
         "accuracy": interval(0.9),
@@ -61,6 +62,7 @@ def figures() -> dict[str, Any]:
         "kl_per_response": 0.0,
     }
     gain = {"gold": interval(0.04), "tokens": interval(-3, 1), "gold_where_not_shorter": None}
+    signal = {"family": "rules", "edges": [0, 10, 20, 30], "counts": [5, 7, 0], "beyond": 3}
     domain = {"available": 5_000_000, "weight": 0.5, "asked": 2_000_000, "got": 1_500_000, "epochs": 0.3}
     return {
         "stages": [
@@ -68,7 +70,8 @@ def figures() -> dict[str, Any]:
             stage("duplicates", "deduplicate", ["documents"], count),
             stage("rules", "score_rules", ["documents", "duplicates"]),
             stage("items", "eval_tasks", ["documents", "duplicates"]),
-            stage("blocks", "mix", ["documents", "rules", "duplicates"]),
+            stage("selection", "select", ["rules"], {**count, "dropped": {**count["dropped"], "words": 7}}),
+            stage("blocks", "mix", ["documents", "rules", "duplicates"]) | {"tokens": tokens},
             stage("tokens", "tokenize", ["rules"]),
             stage("base", "pretrain", ["blocks"]),
             stage("pairs", "align_data", ["documents"]),
@@ -76,8 +79,20 @@ def figures() -> dict[str, Any]:
             stage("ppo", "ppo", ["base", "reward", "pairs"]),
             stage("evaluation", "evaluate", ["base", "tokens", "items"]),
         ],
-        "mixture": {"asked": 4_000_000, "got": 3_000_000, "domains": {"web": domain, "code": domain, NASTY: domain}},
-        "signals": [{"family": "rules", "signal": "words", "edges": [0, 10, 20, 30], "counts": [5, 7, 0], "beyond": 3}],
+        "corpus": {"web": {"documents": 1200, "bytes": 7_000_000, "kept": 900}},
+        "mixture": {
+            "asked": 6_000_000,
+            "got": 4_500_000,
+            "domains": {"web": domain, "books": {**domain, "available": 0, "got": 0, "epochs": 0}, NASTY: {**domain, "got": 3_000_000}},
+        },
+        "signals": [
+            {**signal, "signal": "words", "reason": "words", "dropped": 7, "bounds": [12, 50]},
+            {**signal, "signal": NASTY, "reason": NASTY, "dropped": 0, "bounds": []},
+        ],
+        "claims": [
+            {"claim": "less than a bigram", "found": "2.0 against 2.4", "holds": True},
+            {"claim": NASTY, "found": NASTY, "holds": False},
+        ],
         "curves": {
             "base": {
                 "training": {"step": [0, 1, 2], "loss": [8.0, None, 5.0], "lr": [0, 0.1, 0.05]},
@@ -109,7 +124,8 @@ def figures() -> dict[str, Any]:
 
 
 def costs(seconds: float = 90.0) -> dict[str, Any]:
-    return {row["role"]: {"seconds": seconds, "created": "2026-11-21 10:00", "cores": 2, "execution": {}} for row in figures()["stages"]}
+    cost = {"seconds": seconds, "created": "2026-11-21 10:00", "cores": 2, "execution": {"dtype": NASTY}, "bytes": 12_000_000}
+    return {row["role"]: cost for row in figures()["stages"]}
 
 
 class Page(HTMLParser):
@@ -150,7 +166,9 @@ def test_texts_of_documents_never_become_markup() -> None:
     assert not any(name.startswith("on") for name, _ in page.attributes)
     shown = "".join(page.text)
     spelled = NASTY.replace("\x00", "\\u0000").replace("\u202e", "\\u202e")
-    assert shown.count(spelled) >= 6 and "\u202e" not in shown  # prompt, response, drop reason, domain, kind of negative, limit
+    assert "\u202e" not in shown
+    # claim and what was found, domain (three tables), drop reason, signal, prompt, response, kind of negative (chart, table), class, limit
+    assert shown.count(spelled) >= 12
 
 
 def test_it_asks_nothing_of_the_network() -> None:
@@ -163,12 +181,36 @@ def test_it_asks_nothing_of_the_network() -> None:
     assert {"link", "iframe", "object", "embed", "base"}.isdisjoint(page.tags)
 
 
-def test_every_chart_names_its_artifact() -> None:
+def test_every_chart_and_table_names_its_artifact() -> None:
+    named = r"from \w+ [0-9a-f]{12}(, \w+ [0-9a-f]{12})*<"
     text = report(figures(), costs())
-    captions = re.findall(r"<svg.*?</svg>(<figcaption>from ([^<]+)</figcaption>)?", text, re.S)
-    named = [source for _, source in captions if source]
-    assert len(named) >= 10 and len(captions) - len(named) == 1  # the column of stages stands beside its own table
-    assert all(re.fullmatch(r"\w+ [0-9a-f]{12}(, \w+ [0-9a-f]{12})*", source) for source in named)
+    folded = re.findall(r"<details>.*?</details>", text, re.S)
+    assert folded and all(re.search(named, family) for family in folded)
+    open_ones = re.findall(r"<figure>.*?</figure>", re.sub(r"<details>.*?</details>", "", text, flags=re.S), re.S)
+    without = [one for one in open_ones if not re.search(named, one)]
+    assert len(open_ones) >= 14 and [re.findall(r'aria-label="([^"]+)"', one) for one in without] == [["stages and what they read"]]
+    for section in re.findall(r"<section id=.*?</section>", text, re.S):
+        assert re.search(r"[0-9a-f]{12}", section) or 'id="limits"' in section, section[:80]
+
+
+def test_signals_that_dropped_most_stand_open_and_the_others_are_folded() -> None:
+    text = report(figures(), costs())
+    section = re.search(r'<section id="signals">.*?</section>', text, re.S)[0]  # type: ignore[index]
+    before, _, folded = section.partition("<details>")
+    assert "rules: words" in before and before.count('class="mark"') == 1  # of the bounds 12 and 50 one lies within 0 to 30
+    assert "rule words dropped 7, 3 beyond the ends" in before and folded.count("<svg") == 2
+
+
+def test_a_domain_without_text_is_said_with_its_weight_and_who_got_it() -> None:
+    shown = "".join(Page(report(figures(), costs())).text)
+    assert "There is no text of books (50.0 % of the weight). There is less of web than was asked, even repeated" in shown
+    assert "What they lack was shared out over" in shown and "In all 4,500,000 of the 6,000,000 tokens asked are there." in shown
+    assert "The mixture asks for books, of which there was no text." in shown
+
+
+def test_what_deduplication_dropped_is_not_counted_twice() -> None:
+    shown = "".join(Page(report(figures(), costs())).text)
+    assert "deduplicate: 200 of 1,200 documents, by reason" in shown and "select: 7 of 1,000 documents, by reason" in shown
 
 
 def test_the_page_shows_all_sections_and_says_what_is_missing() -> None:
@@ -186,7 +228,9 @@ def test_the_page_shows_all_sections_and_says_what_is_missing() -> None:
     ):
         assert heading in shown
     assert "reward model's score against KL" in shown and "gold reward, validation prompts against KL" in shown
-    assert "-16.7 %" in shown and "45.0 % [43.0, 47.0]" in shown and "no such artifact: dpo" in shown
+    assert "-16.7 %" in shown and "45.0 %43.0 to 47.0" in shown and "no such artifact: dpo" in shown
+    assert "1 of 2 hold." in shown and "remainder 140" in shown
+    assert shown.index("SFT (before), gold reward 0.500") < shown.index("PPO (after), gold reward 0.600")
 
 
 @pytest.mark.parametrize("missing", ["mixture", "signals", "curves", "evaluation", "limits"])
@@ -238,7 +282,7 @@ def test_whatever_is_drawn_lies_within_its_box(points: list[tuple[float, float]]
         line_chart([Series("a", xs, ys, ["p"] * len(xs))], "x", "y", zero=True),
         whiskers([("a", x, min(x, y), max(x, y)) for x, y in points], 0.0, "x"),
         bars([("a", [abs(x), abs(y)], "t") for x, y in points], ("one", "two")),
-        histogram([0.0, 1.0, 2.0], [int(abs(xs[0])), 2], "x"),
+        histogram([0.0, 1.0, 2.0], [int(abs(xs[0])), 2], "x", [0.5, 1e9]),
     ]
     for svg in charts:
         across, down, height = numbers_of(svg)

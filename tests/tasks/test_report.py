@@ -10,12 +10,17 @@ import pytest
 
 from contract.config import Frozen, RunOptions
 from contract.ledger import Count, Ledger
+from evaluation.charts import POINTS
+from filters.config import RuleSet
 from store.artifact import Artifact
 from store.storage import open_root
-from tasks.report import HISTOGRAM_ROWS, POINTS, collect, report
+from tasks.report import HISTOGRAM_ROWS, collect, judged, report
+from tasks.select import Selecting
 from tasks.stage import Engine, Output, stage
 
 SIGNAL = np.concatenate([np.random.default_rng(0).normal(10, 2, 995), [1e6] * 5])
+RULES = {"web": RuleSet(min_words=40), "code": RuleSet(min_words=5)}
+SELECTING = Selecting(rules=RULES, min_perplexity_group=1, max_overlap_fraction=0.3, drop_pii=False)
 DOMAIN = {"available": 900, "weight": 1.0, "asked": 1000, "got": 800, "epochs": 0.9}
 
 
@@ -32,6 +37,7 @@ class Notes:
 
 @stage(version=1, config=lambda c: Nothing())
 def ingest(config: Nothing, out: Output) -> Ledger:
+    out.figures["domains"] = {"web": {"documents": 1000, "bytes": 5_000, "files": 1}}
     return Ledger(Count(0, 1000, added=1000))
 
 
@@ -47,6 +53,12 @@ def score_rules(documents: Artifact, duplicates: Artifact, config: Nothing, out:
         columns = {"id": [bytes(16)] * 500, "words": values, "always": [3] * 500, "named": ["x"] * 500, "absent": pa.nulls(500, pa.int32())}
         out.table(f"part-{part:05d}.parquet", pa.table(columns))
     return Ledger()
+
+
+@stage(version=1, config=lambda c: SELECTING, counts="documents")
+def select(documents: Artifact, config: Selecting, out: Output) -> Ledger:
+    out.figures["domains"] = {"web": {"in": 1000, "kept": 700}}
+    return Ledger(Count(1000, 700, dropped={"words": 280, "perplexity": 20}))
 
 
 @stage(version=1, config=lambda c: Nothing())
@@ -92,6 +104,19 @@ def test_histograms_count_every_document_once(tmp_path: Path) -> None:
     assert sum(row["counts"]) + row["beyond"] == 1000 < HISTOGRAM_ROWS
     inside = (np.percentile(SIGNAL, 0.5) <= SIGNAL) & (np.percentile(SIGNAL, 99.5) >= SIGNAL)
     assert row["beyond"] == 1000 - inside.sum() and row["edges"][-1] < 1e6
+
+
+def test_a_signal_is_shown_with_what_it_dropped_and_the_bounds_of_the_domains_there_are(tmp_path: Path) -> None:
+    engine, found = made(tmp_path)
+    selection = engine.run(engine.plan(select, {"documents": found["documents"]}))
+    assert judged(found) == {}
+    found["selection"] = selection
+    assert judged(found)["rules", "words"] == {"reason": "words", "dropped": 280, "bounds": [40]}  # there is no code
+    assert judged(found)["perplexity", "perplexity"]["dropped"] == 20
+    assert judged(found)["contamination", "overlap_fraction"] == {"reason": "contamination", "dropped": 0, "bounds": [0.3]}
+    figures = collect(found, [])
+    assert figures["signals"][0]["dropped"] == 280
+    assert figures["corpus"] == {"web": {"documents": 1000, "bytes": 5_000, "kept": 700}}
 
 
 def test_a_long_curve_is_drawn_as_means(tmp_path: Path) -> None:
