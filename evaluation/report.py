@@ -119,8 +119,21 @@ def _cost(figures: Figures, costs: Costs) -> str:
         if named := ", ".join(f"{key} {value}" for key, value in sorted((cost.get("execution") or {}).items()) if value is not None):
             classes.setdefault(named, []).append(stage["stage"])
     kinds = table(["stages", "execution class"], [(", ".join(stages), named) for named, stages in classes.items()], (0, 1), stacked=True)
-    ran_on = block(heading("What they ran on"), kinds) if classes else ""
-    return paragraph(text) + grid([table(["stage", "time", "share", "written"], rows), ran_on])
+    ran_on = heading("What they ran on") + kinds if classes else ""
+    return paragraph(text) + grid([table(["stage", "time", "share", "written"], rows), block(ran_on, _calibration(figures))])
+
+
+def _calibration(figures: Figures) -> str:
+    """The ways to train that were tried on this machine, and which was taken."""
+    found = figures.get("calibration")
+    if not found:
+        return ""
+    rows = []
+    for trial in sorted(found["tried"], key=lambda trial: trial["step_s"]):
+        way = f"{trial['ranks']} x {trial['threads']} threads, {trial['dtype']}{', compiled' * trial['compile']}"
+        rows.append((way, f"{1000 * trial['step_s']:,.0f} ms"))
+    title = heading("What calibrate tried; it chose the fastest")
+    return title + table(["processes", "a step of pretraining"], rows) + source_line(source(figures, "calibration"))
 
 
 def _limits(figures: Figures) -> str:

@@ -98,6 +98,8 @@ def collect(present: dict[str, Artifact], missing: Sequence[str]) -> dict[str, A
         if family in present
         for row in histograms(family, present[family])
     ]
+    if "calibration" in present:
+        figures["calibration"] = {key: present["calibration"].figures[key] for key in ("tried", "step_s")}
     figures["curves"] = {role: found for role in TRAINED if role in present and (found := curves(present[role]))}
     if "evaluation" in present:
         figures["evaluation"] = present["evaluation"].json("evaluation.json")

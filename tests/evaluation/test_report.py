@@ -118,6 +118,13 @@ def figures() -> dict[str, Any]:
             },
             "reward_model": {NASTY: kind, "all": kind},
         },
+        "calibration": {
+            "step_s": 0.2,
+            "tried": [
+                {"ranks": 1, "threads": 2, "dtype": "float32", "compile": False, "step_s": 0.25},
+                {"ranks": 2, "threads": 1, "dtype": "bfloat16", "compile": True, "step_s": 0.2},
+            ],
+        },
         "limits": ["small", NASTY],
         "missing": ["dpo"],
     }
@@ -229,11 +236,12 @@ def test_the_page_shows_all_sections_and_says_what_is_missing() -> None:
         assert heading in shown
     assert "reward model's score against KL" in shown and "gold reward, validation prompts against KL" in shown
     assert "-16.7 %" in shown and "45.0 %43.0 to 47.0" in shown and "no such artifact: dpo" in shown
+    assert shown.index("2 x 1 threads, bfloat16, compiled200 ms") < shown.index("1 x 2 threads, float32250 ms")
     assert "1 of 2 hold." in shown and "remainder 140" in shown
     assert shown.index("SFT (before), gold reward 0.500") < shown.index("PPO (after), gold reward 0.600")
 
 
-@pytest.mark.parametrize("missing", ["mixture", "signals", "curves", "evaluation", "limits"])
+@pytest.mark.parametrize("missing", ["calibration", "corpus", "claims", "mixture", "signals", "curves", "evaluation", "limits"])
 def test_any_part_may_be_missing(missing: str) -> None:
     rest = figures()
     del rest[missing]
