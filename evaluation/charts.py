@@ -266,9 +266,11 @@ def _svg(height: float, parts: Sequence[str], title: str, width: int = WIDTH) ->
 def curve(name: str, steps: Sequence[float], values: Sequence[float]) -> str:
     """One line over steps, of at most POINTS points: means of stretches."""
     size = -(-len(steps) // POINTS)
-    starts = range(0, len(steps), size)
-    means = [[sum(column[i : i + size]) / len(column[i : i + size]) for i in starts] for column in (steps, values)]
-    return line_chart([Series(name, *means)], "step", name)
+
+    def means(column: Sequence[float]) -> list[float]:
+        return [sum(column[i : i + size]) / len(column[i : i + size]) for i in range(0, len(column), size)]
+
+    return line_chart([Series(name, means(steps), means(values))], "step", name)
 
 
 def as_image(svg: str) -> str:

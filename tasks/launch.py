@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from contract.errors import ComeAgain, ConfigError, InputError, PipelineError, StageFailed
+from tasks.lines import Note
 from tasks.stage import Output
 
 COME_AGAIN = 75
@@ -255,20 +256,13 @@ def _forward(line: str, children: Children, out: Output, reached: float) -> floa
         said = {"warn": line.strip()}  # a child writes nothing else; what it does write must not be lost
     if "progress" in said:
         done, total, unit = said["progress"]
-        out.progress(done, total, unit, _note(said))
+        out.progress(done, total, unit, Note.of(said))
         return float(done)
     if "warn" in said:
         out.warn(said["warn"])
     if "error" in said:
         children.errors.append((said.get("kind", ""), said["error"]))
     return reached
-
-
-def _note(said: dict[str, Any]) -> str:
-    """What stands beside a progress bar: the figures of a step, as far as the child told them."""
-    shown = {"loss": ".4f", "lr": ".1e", "reward": ".3f", "kl": ".3f", "tokens_per_s": ",.0f"}
-    parts = [f"{name} {said[name]:{form}}" for name, form in shown.items() if isinstance(said.get(name), int | float)]
-    return " | ".join(parts).replace("tokens_per_s ", "tok/s ")
 
 
 def _finish(children: Children, stage: str) -> None:

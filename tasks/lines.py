@@ -1,8 +1,27 @@
 """A stage as one line, the same in a terminal and in a run's log."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from store.artifact import Artifact
 
 HEAD = f"{'stage':<19}{'documents in':>13}{'out':>11}{'kept':>9}{'time':>9}  state"
+
+
+class Note(str):
+    """What stands beside a progress bar, with the figures that it says, for those who draw them."""
+
+    figures: Mapping[str, float]
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "Note":
+        """A child's line: its `note`, and the figures of a step as far as it told them."""
+        shown = {"loss": ".4f", "lr": ".1e", "reward": ".3f", "kl": ".3f", "tokens_per_s": ",.0f"}
+        figures = {name: float(said[name]) for name in shown if isinstance(said.get(name), int | float)}
+        parts = [f"{name} {figures[name]:{form}}" for name, form in shown.items() if name in figures]
+        note = cls(" | ".join([*([said["note"]] if "note" in said else []), *parts]).replace("tokens_per_s ", "tok/s "))
+        note.figures = figures
+        return note
 
 
 def duration(seconds: float) -> str:

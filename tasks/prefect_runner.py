@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -18,14 +19,16 @@ import prefect.runtime
 from prefect import get_client, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Completed
 
 from contract.errors import ComeAgain, TransientError
+from evaluation.charts import as_image, curve
 from store.artifact import Artifact
 from store.records import CHECKPOINTED, end_open
 from tasks.launch import ask_to_stop, end_all
-from tasks.lines import row
+from tasks.lines import Note, row
 from tasks.runner import TRIES, PlanRunner, Stages, refuse_missing, run_planned
 from tasks.stage import Engine, Stage
 
@@ -33,7 +36,9 @@ log = logging.getLogger("bessemer")
 
 RETRY_DELAYS_S = [2.0, 8.0]
 SILENT_S = 10
-"""A stage that takes no longer says only its one line."""
+"""A stage that takes no longer says only its one line; one that does says how far it is as often."""
+PICTURE_S = 15
+"""Between two drawings of a stage's curve."""
 SETTLE_S = 8
 """How long the server may take to hear that this run stops; past it the process ends, and the run is found by the next worker's start."""
 COME_BACK_S = 3
@@ -82,7 +87,7 @@ class PrefectRunner:
                 _leave()
             if planned.reuse:
                 return Completed(name="Cached", message=f"reused {artifact.where()}", data=artifact)
-            create_markdown_artifact(summary(artifact), key=f"stage-{stage.name.replace('_', '-')}", description=artifact.where())
+            create_markdown_artifact(summary(artifact), key=f"stage-{_key(stage.name)}", description=artifact.where())
             return artifact
 
         artifact: Artifact = run_stage(return_state=True).result()
@@ -178,31 +183,83 @@ def summary(artifact: Artifact) -> str:
 
 
 class PrefectJournal:
-    """Lines into the run's log, and one progress artifact for a stage that takes long."""
+    """Lines into the run's log, and for a stage that takes long one progress artifact and one picture, which are kept up to date."""
 
     def __init__(self) -> None:
-        self._started = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._started = self._said = self._drawn = time.monotonic()
         self._progress: UUID | None = None
-        self._said = 0.0
+        self._picture: UUID | None = None
+        self._curve: tuple[str, list[float], list[float]] = ("", [], [])
 
     def started(self, stage: str, fingerprint: str, why: str) -> None:
-        self._started, self._progress, self._said = time.monotonic(), None, 0.0
+        self._forget()
 
     def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None:
         now = time.monotonic()
-        if now - self._started < SILENT_S or (now - self._said < SILENT_S and done < total):
+        self._note(done, note)
+        if now - self._said < SILENT_S and (done < total or self._progress is None):
             return
         self._said = now
         percent = 100.0 * done / max(total, 1)
         text = f"{stage}: {done:,.0f} of {total:,.0f} {unit} {note}".strip()
         log.info(text)
-        if self._progress is None:
-            self._progress = create_progress_artifact(percent, key=f"progress-{stage.replace('_', '-')}", description=text)  # type: ignore[assignment]
-        else:
-            update_progress_artifact(self._progress, percent, description=text)
+        self._show(stage, percent, text)
+        if now - self._drawn > PICTURE_S or (done >= total and self._picture is not None):
+            self._drawn = now
+            self._draw(stage, text)
 
     def warn(self, stage: str, text: str) -> None:
         log.warning("%s: %s", stage, text)
 
     def finished(self, artifact: Artifact, state: str, why: str, seconds: float) -> None:
-        log.info(row(artifact, seconds, state, why))
+        line = row(artifact, seconds, state, why)
+        log.info(line)
+        if self._progress is not None:
+            self._show(artifact.stage, 100.0, line)
+        self._forget()
+
+    def _note(self, done: float, note: str) -> None:
+        """One more point of the stage's curve: its reward where it has one, else its loss."""
+        figures = note.figures if isinstance(note, Note) else {}
+        name = next((name for name in ("reward", "loss") if name in figures), None)
+        if name is not None:
+            if name != self._curve[0]:
+                self._curve = (name, [], [])
+            self._curve[1].append(done)
+            self._curve[2].append(figures[name])
+
+    def _show(self, stage: str, percent: float, text: str) -> None:
+        with _beside_the_run("progress"):
+            if self._progress is None:
+                self._progress = create_progress_artifact(percent, key=f"progress-{_key(stage)}", description=text)  # type: ignore[assignment]
+            else:
+                update_progress_artifact(self._progress, percent, description=text)
+
+    def _draw(self, stage: str, text: str) -> None:
+        name, steps, values = self._curve
+        if len(steps) < 2:
+            return
+        markdown = f"{text}\n\n![{name} by step]({as_image(curve(name, steps, values))})"
+        with _beside_the_run("picture"):
+            if self._picture is None:
+                created = create_markdown_artifact(markdown, key=f"{name}-{_key(stage)}", description=f"{name} of {stage} while it runs")
+                self._picture = created  # type: ignore[assignment]
+            else:
+                with get_client(sync_client=True) as client:
+                    client.update_artifact(self._picture, ArtifactUpdate(data=markdown))
+
+
+def _key(stage: str) -> str:
+    return stage.replace("_", "-")
+
+
+@contextmanager
+def _beside_the_run(what: str) -> Iterator[None]:
+    """A server that is away for a moment must not end a training that runs for hours."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("the %s is not shown: %s: %s", what, type(error).__name__, error)

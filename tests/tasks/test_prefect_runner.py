@@ -1,20 +1,27 @@
 """Stages as Prefect task runs, on a real (temporary) server: what is cached is called so, what can heal is retried."""
 
+import base64
+import logging
+import re
 import sys
 import time
+import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from contract.errors import InputError, IntegrityError, TransientError
 from contract.ledger import Ledger
 from store.artifact import Artifact
 from store.storage import Storage
-from tasks.prefect_runner import PrefectRunner
+from tasks.lines import Note
+from tasks.prefect_runner import PrefectJournal, PrefectRunner
 from tasks.runner import Runner
 from tasks.stage import stage
 
@@ -103,3 +110,49 @@ def test_a_part_that_does_not_come_back_with_its_artifacts_is_named(local: Stora
 
     with pytest.raises(InputError, match=r"no artifact of numbers for this configuration .*: run train/full first"):
         body()
+
+
+@stage(version=1, config=lambda c: toy.Amount(count=1))
+def trains(config, out) -> Ledger:
+    for step in range(1, 701):
+        out.progress._last = 0.0  # every report, not two a second
+        out.progress(step, 700, "steps", Note.of({"loss": 1000 / step, "lr": 0.1, "note": "<b>"}))
+        if step in (1, 350):
+            time.sleep(0.4)  # what follows is said
+    return Ledger()
+
+
+def artifacts(key: str) -> list[dict]:
+    """All versions of an artifact."""
+    with get_client(sync_client=True) as client:
+        return client.request("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": [key]}}}).json()
+
+
+def test_a_long_stage_keeps_one_progress_artifact_and_one_picture_of_its_loss(local: Storage, monkeypatch):
+    monkeypatch.setattr("tasks.prefect_runner.SILENT_S", 0.2)
+    monkeypatch.setattr("tasks.prefect_runner.PICTURE_S", 0.3)
+
+    @flow
+    def body() -> Artifact:
+        with_server = replace(toy.engine(local), journal=PrefectJournal())
+        return PrefectRunner(with_server)(trains)
+
+    made = body()
+    (progress,) = artifacts("progress-trains")
+    assert progress["data"] == 100 and made.fingerprint[:12] in progress["description"]
+    (picture,) = artifacts("loss-trains")
+    assert picture["task_run_id"] is not None
+    data = base64.b64decode(re.search(r"!\[loss by step\]\(data:image/svg\+xml;base64,([^)]+)\)", picture["data"])[1])  # type: ignore[index]
+    svg = xml.etree.ElementTree.fromstring(data)
+    (line,) = svg.iter("{http://www.w3.org/2000/svg}polyline")
+    assert 200 < len(line.attrib["points"].split()) <= 300
+    assert picture["data"].startswith("trains: 700 of 700 steps")
+
+
+def test_a_server_that_is_away_ends_no_stage(local: Storage, monkeypatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr("tasks.prefect_runner.SILENT_S", 0)
+    journal = PrefectJournal()
+    journal.started("trains", "f" * 64, "")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), caplog.at_level(logging.WARNING, "bessemer"):
+        journal.progress("trains", 1, 2, "steps", "")
+    assert "the progress is not shown" in caplog.text
