@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bessemer.config import Config, load, parse_set
-from bessemer.console import ConsoleJournal, totals
+from bessemer.console import ConsoleJournal
 from bessemer.environment import prepare_environment
+from bessemer.summary import Summary
 from bessemer.upkeep import add_commands
 from contract.errors import ComeAgain, ConfigError, InputError, PipelineError
 from tasks.lines import HEAD, duration, row, size
@@ -117,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 return 0
     finally:
         stop_ray()
-    print("\n".join(totals(results, time.monotonic() - started)))
+    print("\n".join(Summary(results, time.monotonic() - started).lines()))
     return 0
 
 

@@ -2,36 +2,10 @@
 
 import sys
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
 from store.artifact import Artifact
-from tasks.lines import HEAD, duration, row, size
-
-
-def totals(results: dict[str, Any], seconds: float) -> list[str]:
-    """The last lines of a run: what came out, and where it lies."""
-    artifacts = [artifact for artifact in results.values() if artifact is not None]
-    lines = [f"{len(artifacts)} stages, {size(sum(a.size for a in artifacts))}, {duration(seconds)}"]
-    if evaluation := results.get("evaluation"):
-        lines.append(_scores(evaluation.figures))
-    if export := results.get("export"):
-        lines.append(f"export  {_place(export, 'export/config.json').removesuffix('/config.json')}")
-    if report := results.get("report"):
-        lines.append(f"report  {_place(report, 'report.html')}")
-    return lines
-
-
-def _scores(figures: dict[str, Any]) -> str:
-    """The model beside its baselines, and how many of the report's claims hold."""
-    names = ("base", "bigram", "kenlm", "gzip")
-    bits = [f"{name} {figures[f'{name}_bits_per_byte']:.3f}" for name in names if f"{name}_bits_per_byte" in figures]
-    return f"scores  bits per byte: {', '.join(bits)}; {figures['claims_held']} of {figures['claims']} claims hold, as the report says"
-
-
-def _place(artifact: Artifact, name: str) -> str:
-    record = artifact.record(name)
-    local = artifact.storage.local(record.path)
-    return str(local) if local is not None else f"{artifact.storage.uri}/{record.path}"
+from tasks.lines import HEAD, duration, row
 
 
 class ConsoleJournal:

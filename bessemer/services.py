@@ -1,9 +1,10 @@
-"""Server and worker in the background, on loopback: what `make up`, `make down` and `make status` call.
+"""Server, worker and reports in the background, on loopback: what `make up`, `make down` and `make status` call.
 
     python -m bessemer.services up | down | status
 
-Pid files and logs lie in .cache/services/ of the clone. The port is BESSEMER_PORT (4200). Where PREFECT_API_URL is set, that server
-(or Prefect Cloud) is used and only a worker is started. Settings that the user has made in the environment win over ours.
+Pid files and logs lie in .cache/services/ of the clone. The server's port is BESSEMER_PORT (4200), that of the reports
+BESSEMER_REPORTS_PORT (the next one). Where PREFECT_API_URL is set, that server (or Prefect Cloud) is used and none is started.
+Settings that the user has made in the environment win over ours.
 
 `up` reuses what runs. `down` lets active runs say where they stopped (AwaitingRetry), so that the next `up` goes on with them.
 """
@@ -42,22 +43,17 @@ class Place:
     home: Path
     folder: Path
     port: int | None
+    reports_port: int | None
     external: str | None
     prefect_home: Path
 
     @classmethod
     def from_environment(cls, port: int | None = None) -> "Place":
         home = Path(os.environ.get("BESSEMER_HOME") or Path(__file__).parents[1]).resolve()
-        given = os.environ.get("BESSEMER_PORT")
-        try:
-            chosen = port if port is not None else int(given) if given else None
-        except ValueError:
-            raise InputError(f"BESSEMER_PORT is {given!r}, a number from 1 to 65535 is expected") from None
-        if chosen is not None and not 0 < chosen < 65536:
-            raise InputError(f"port {chosen} does not exist, a number from 1 to 65535 is expected (BESSEMER_PORT)")
+        ports = port if port is not None else port_of("BESSEMER_PORT"), port_of("BESSEMER_REPORTS_PORT")
         external = (os.environ.get("PREFECT_API_URL") or "").rstrip("/") or None
         prefect_home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser().resolve()
-        return cls(home, home / ".cache" / "services", chosen, external, prefect_home)
+        return cls(home, home / ".cache" / "services", *ports, external, prefect_home)
 
     @property
     def worker_name(self) -> str:
@@ -71,6 +67,10 @@ class Place:
     @property
     def worker_pid(self) -> Path:
         return self.folder / "worker.pid"
+
+    @property
+    def reports_pid(self) -> Path:
+        return self.folder / "reports.pid"
 
     def state(self) -> dict[str, Any]:
         try:
@@ -108,11 +108,21 @@ class Place:
         return path
 
 
+def port_of(variable: str) -> int | None:
+    """The port that a variable names."""
+    given = os.environ.get(variable)
+    if not given:
+        return None
+    if not given.isdecimal() or not 0 < int(given) < 65536:
+        raise InputError(f"{variable} is {given!r}, a port from 1 to 65535 is expected")
+    return int(given)
+
+
 # ---------------------------------------------------------------- up
 
 
 def up(port: int | None = None) -> str:
-    """Server, worker, profile and deployments; returns the server's API address. What runs already is reused."""
+    """Server, worker, reports, profile and deployments; returns the server's API address. What runs already is reused."""
     place = Place.from_environment(port)
     with one_at_a_time(place):
         refuse_mixture(place)
@@ -120,6 +130,7 @@ def up(port: int | None = None) -> str:
         if not place.external:
             select_profile(place, api.url)
         start_worker(place, api)
+        start_reports(place, api)
         for pool in place.state().get("paused", []):
             api.pause(pool, False)
         place.remember(api_url=api.url, external=place.external is not None, prefect_home=str(place.prefect_home), paused=[])
@@ -154,7 +165,7 @@ def own_server(place: Place) -> str:
         say("server", f"runs at {ui(url)}")
         return url
     port = place.port or 4200
-    refuse_taken(port)
+    refuse_taken(port, "BESSEMER_PORT")
     url = f"http://127.0.0.1:{port}/api"
     start = time.monotonic()
     command = processes.prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -168,19 +179,20 @@ def own_server(place: Place) -> str:
     return url
 
 
-def refuse_taken(port: int) -> None:
+def refuse_taken(port: int, variable: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
             return
         except PermissionError:
-            raise InputError(f"port {port} needs root; choose another one: BESSEMER_PORT=4201 make up") from None
+            raise InputError(f"port {port} needs root; choose another one: {variable}=4201 make up") from None
         except OSError:
             pass
     url = f"http://127.0.0.1:{port}/api"
-    use = f", or use the Prefect server that answers there: PREFECT_API_URL={url} make up" if Api(url).is_healthy() else ""
-    raise InputError(f"port {port} on 127.0.0.1 is taken by {holder(port)}; choose another one: BESSEMER_PORT={port + 1} make up{use}")
+    is_server = variable == "BESSEMER_PORT" and Api(url).is_healthy()
+    use = f", or use the Prefect server that answers there: PREFECT_API_URL={url} make up" if is_server else ""
+    raise InputError(f"port {port} on 127.0.0.1 is taken by {holder(port)}; choose another one: {variable}={port + 1} make up{use}")
 
 
 def holder(port: int) -> str:
@@ -228,6 +240,36 @@ def start_worker(place: Place, api: Api) -> None:
     if not processes.is_alive(process):
         raise PipelineError(f"the worker did not start; the end of {log}:\n{processes.last_lines(log)}")
     say("worker", f"started, pool {POOL}, log {log}")
+
+
+def start_reports(place: Place, api: Api) -> None:
+    """The reports' own small server. A port that nobody asked for moves when it is taken: it must not keep anybody from working."""
+    if processes.running(place.reports_pid) is not None:
+        say("reports", f"at {place.state()['reports_url']}")
+        return
+    port = place.reports_port or (place.port or 4200) % 65535 + 1
+    try:
+        refuse_taken(port, "BESSEMER_REPORTS_PORT")
+    except InputError:
+        if place.reports_port:
+            raise
+        with socket.socket() as any_free:
+            any_free.bind(("127.0.0.1", 0))
+            port = any_free.getsockname()[1]
+    log, url = place.folder / "reports.log", f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "bessemer.reports", str(port)]
+    log.write_bytes(b"")
+    process = processes.start(command, place.reports_pid, log, place.child_environment(api.url), place.home)
+    if not processes.wait_until(lambda: not processes.is_alive(process) or answers(port), START_S) or not processes.is_alive(process):
+        processes.stop(process, 5)
+        raise PipelineError(f"the reports are not served; the end of {log}:\n{processes.last_lines(log)}")
+    place.remember(reports_url=url)
+    say("reports", f"at {url}, log {log}")
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wrapper() -> Path:
@@ -285,6 +327,8 @@ def down() -> None:
             for pool in paused:
                 api.pause(pool, True)
         stop_worker(place, api if alone or (api and api.is_healthy()) else None, bool(alone))
+        if (reports := processes.running(place.reports_pid)) is not None:
+            processes.stop(reports, 5)
         server = processes.running(place.server_pid)
         if server is not None:
             processes.stop(server, 15)
@@ -314,7 +358,7 @@ def stop_worker(place: Place, api: Api | None, alone: bool) -> None:
 def forget(place: Place) -> None:
     """Only the paused pools are kept: the next `up` lets them go on."""
     paused = place.state().get("paused", [])
-    for path in (place.server_pid, place.worker_pid, place.folder / "state.json"):
+    for path in (place.server_pid, place.worker_pid, place.reports_pid, place.folder / "state.json"):
         path.unlink(missing_ok=True)
     if paused:
         place.remember(paused=paused)
@@ -395,6 +439,9 @@ def print_status() -> None:
     if status.server_is_up:
         say("worker", f"up, pool {POOL}" if status.worker_is_up else f"down, so runs in pool {POOL} wait; start it: make up")
         say("runs", f"{status.active_runs} active")
+    place = Place.from_environment()
+    if processes.running(place.reports_pid) is not None:
+        say("reports", f"at {place.state()['reports_url']}")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A flow's body under Prefect: the configuration checked before anything runs, the stages as task runs, the totals at the end."""
+"""A flow's body under Prefect: the configuration checked before anything runs, the stages as task runs, a summary at the end."""
 
 import logging
 import signal
@@ -9,8 +9,8 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from bessemer.config import Config, Preset, load
-from bessemer.console import totals
 from bessemer.environment import prepare_environment
+from bessemer.summary import Summary
 from flows.cluster import PoolMachines
 from flows.elsewhere import Elsewhere
 from flows.join import share_token
@@ -47,6 +47,7 @@ def in_prefect(flow: str, body: Callable[[Runner, Config], dict[str, Any]], pres
     finally:
         stop_ray()
         signal.signal(signal.SIGTERM, before)
-    lines = totals(made, time.monotonic() - started)
-    log.info("\n".join(lines))
-    create_markdown_artifact("\n".join(f"- {line}" for line in lines), key=f"{flow}-totals", description="what came out, and where it lies")
+    summary = Summary(made, time.monotonic() - started)
+    log.info("\n".join(summary.lines()))
+    title = f"{flow}, preset {preset.value}" + (f": {summary.held}" if summary.claims else "")
+    create_markdown_artifact(summary.markdown(), key=f"{flow}-summary", description=title)

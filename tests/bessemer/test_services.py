@@ -81,7 +81,7 @@ class Clone:
         return self.call("bessemer.services", "up", **variables)
 
     def pids(self) -> list[str]:
-        return [(self.home / ".cache" / "services" / name).read_text() for name in ("server.pid", "worker.pid")]
+        return [(self.home / ".cache" / "services" / name).read_text() for name in ("server.pid", "worker.pid", "reports.pid")]
 
     def profiles(self) -> dict[str, object]:
         return tomllib.loads((self.prefect_home / "profiles.toml").read_text())
@@ -147,8 +147,9 @@ class TestServices:
         assert "deployed already" in again.stdout
         assert time.monotonic() - start < 10
 
-    def test_server_listens_on_loopback_only(self, clone: Clone) -> None:
-        server = psutil.Process(int(clone.pids()[0].split()[0]))
+    @pytest.mark.parametrize("which", [0, 2])
+    def test_server_and_reports_listen_on_loopback_only(self, clone: Clone, which: int) -> None:
+        server = psutil.Process(int(clone.pids()[which].split()[0]))
         listening = [each.laddr.ip for each in server.net_connections() if each.status == psutil.CONN_LISTEN]
         assert listening and set(listening) == {"127.0.0.1"}
 
@@ -184,7 +185,7 @@ class TestServices:
             process.kill()
         assert processes.wait_until(lambda: not processes.is_alive(worker), 10), "the worker outlived its wrapper"
         status = clone.call("bessemer.services", "status").stdout
-        assert "worker  down" in status
+        assert "worker  down" in status and "reports at http://127.0.0.1:" in status
         refused = clone.call("bessemer.watch", "toy/full")
         assert refused.returncode == 1 and "no worker takes runs" in refused.stderr
         assert clone.state(run) == "RUNNING"
