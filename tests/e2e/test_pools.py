@@ -1,6 +1,7 @@
 """Parts of a run on pools of their own, as on GPU machines: sent, cancelled, taken back, moved by a spot notice, spread over two."""
 
 import contextlib
+import secrets
 import shutil
 import sys
 import time
@@ -96,7 +97,7 @@ def test_a_spot_notice_moves_training_to_another_machine_with_the_same_losses(
     storage = open_root(root.as_uri())
     server = Server(installed.api.url, installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"})
     with metadata_service() as metadata, contextlib.ExitStack() as stack:
-        first = Machine(server, "gpu", "i-first", tmp_path, metadata)
+        first = Machine(server, "gpu", f"i-{secrets.token_hex(3)}", tmp_path, metadata)
         stack.callback(first.end)
         id = installed.start("train", "gpu", **{"storage.root": storage.uri, "run.checkpoint_every_steps": 1})
         installed.wait(id, lambda run: any(entry.path.endswith("/WHOLE") for entry in storage.list("artifacts/pretrain/")))
@@ -111,7 +112,7 @@ def test_a_spot_notice_moves_training_to_another_machine_with_the_same_losses(
         assert (run["state"]["name"], run["run_count"]) == ("AwaitingRetry", 1), (tmp_path / "watcher.log").read_text()
         assert not installed.working()
         assert not any("/manifest-" in entry.path for entry in storage.list("artifacts/pretrain/")), "it was done before the notice"
-        second = Machine(server, "gpu", "i-second", tmp_path)
+        second = Machine(server, "gpu", f"i-{secrets.token_hex(3)}", tmp_path)
         stack.callback(second.end)
         run = installed.wait(id, is_final)
     assert (run["state"]["name"], run["run_count"]) == ("Completed", 2), run["state"]
@@ -128,8 +129,9 @@ def is_the_presets(artifact: Artifact) -> bool:
 def test_a_training_run_of_two_nodes_borrows_a_machine_of_its_pool(installed: Installation, undisturbed: Storage, tmp_path: Path):
     server = Server(installed.api.url, installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"})
     with contextlib.ExitStack() as stack:
-        for name in ("i-first", "i-second"):
-            stack.callback(Machine(server, "gpu", name, tmp_path).end)
+        machines = [Machine(server, "gpu", f"i-{secrets.token_hex(3)}", tmp_path) for _ in range(2)]
+        for machine in machines:
+            stack.callback(machine.end)
         settings = {"run.nodes": 2, "run.ranks": 2, "train.max_steps": 8}
         id = installed.start("train", "gpu", **{"storage.root": undisturbed.uri}, **settings)
         run = installed.wait(id, is_final)
@@ -137,7 +139,7 @@ def test_a_training_run_of_two_nodes_borrows_a_machine_of_its_pool(installed: In
         lent = installed.children(id)["join"]
         lent = installed.wait(lent["id"], is_final, 60)
         assert lent["state"]["name"] == "Completed", lent["state"]
-        assert {each["labels"]["prefect.worker.name"] for each in (run, lent)} == {"gpu-i-first", "gpu-i-second"}
+        assert {each["labels"]["prefect.worker.name"] for each in (run, lent)} == {machine.name for machine in machines}
         assert not installed.working()
     (found,) = [each for each in artifacts(undisturbed) if each.stage == "pretrain" and each.figures["steps"] == 8]
     assert (found.manifest["execution"]["ranks"], found.manifest["execution"]["nodes"]) == (2, 2)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,13 @@ class Driver:
         command = [sys.executable, str(DRIVER), str(spec), str(folder / f"root-{name}"), str(folder / name), str(nodes), address]
         variables = small.environment(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", BESSEMER_CACHE=str(folder))
         self.process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True, cwd=folder)
+        self.watch = threading.Timer(240, self.process.kill)  # one that hangs fails its test instead of holding it
+        self.watch.start()
+
+    def close(self) -> None:
+        self.watch.cancel()
+        self.process.kill()
+        self.process.wait()
 
     def until(self, step: int) -> None:
         assert self.process.stdout is not None
@@ -81,10 +89,27 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
+Drive = Callable[[str, int], Driver]
+
+
+@pytest.fixture
+def drive(cluster: Cluster, tmp_path: Path) -> Iterator[Drive]:
+    """Starts a launch under a name on so many nodes; none outlives the test."""
+    started: list[Driver] = []
+
+    def start(name: str, nodes: int) -> Driver:
+        started.append(Driver(tmp_path, name, nodes, cluster.address))
+        return started[-1]
+
+    yield start
+    for driver in started:
+        driver.close()
+
+
 @pytest.mark.e2e
-def test_stopped_on_two_nodes_and_gone_on_it_has_the_losses_of_one_machine(cluster: Cluster, tmp_path: Path):
+def test_stopped_on_two_nodes_and_gone_on_it_has_the_losses_of_one_machine(drive: Drive, tmp_path: Path):
     """SIGTERM to the flow reaches the rank of the other node; both checkpoint, and the next launch goes on to the same end."""
-    first = Driver(tmp_path, "two", 2, cluster.address)
+    first = drive("two", 2)
     first.until(3)
     ranks = first.ranks()
     parents = {rank.ppid() for rank in ranks}
@@ -94,10 +119,10 @@ def test_stopped_on_two_nodes_and_gone_on_it_has_the_losses_of_one_machine(clust
     assert gone(ranks)
     found = small.checkpoints(tmp_path / "root-two").latest()
     assert found is not None and 3 <= found[0] < 400
-    again = Driver(tmp_path, "two", 2, cluster.address)
+    again = drive("two", 2)
     again.until(1)
     assert again.end()[0] == 0
-    assert Driver(tmp_path, "one", 1, cluster.address).end()[0] == 0
+    assert drive("one", 1).end()[0] == 0
     one, two = ((tmp_path / name / "losses.jsonl").read_text() for name in ("one", "two"))
     assert [json.loads(line)["loss"] for line in two.splitlines()] == [json.loads(line)["loss"] for line in one.splitlines()]
     assert (tmp_path / "one" / "model" / "model.safetensors").read_bytes() == (
@@ -106,8 +131,8 @@ def test_stopped_on_two_nodes_and_gone_on_it_has_the_losses_of_one_machine(clust
 
 
 @pytest.mark.e2e
-def test_a_killed_flow_leaves_no_rank_on_any_node(cluster: Cluster, tmp_path: Path):
-    driver = Driver(tmp_path, "killed", 2, cluster.address)
+def test_a_killed_flow_leaves_no_rank_on_any_node(drive: Drive):
+    driver = drive("killed", 2)
     driver.until(2)
     ranks = driver.ranks()
     driver.process.kill()
@@ -117,8 +142,8 @@ def test_a_killed_flow_leaves_no_rank_on_any_node(cluster: Cluster, tmp_path: Pa
 
 
 @pytest.mark.e2e
-def test_a_rank_that_dies_elsewhere_ends_the_stage_with_its_signal(cluster: Cluster, tmp_path: Path):
-    driver = Driver(tmp_path, "failed", 2, cluster.address)
+def test_a_rank_that_dies_elsewhere_ends_the_stage_with_its_signal(drive: Drive):
+    driver = drive("failed", 2)
     driver.until(2)
     ranks = driver.ranks()
     (other,) = [rank for rank in ranks if rank.ppid() != driver.process.pid]
@@ -129,10 +154,10 @@ def test_a_rank_that_dies_elsewhere_ends_the_stage_with_its_signal(cluster: Clus
 
 
 @pytest.mark.e2e
-def test_a_root_that_another_machine_does_not_have_is_refused(cluster: Cluster, tmp_path: Path):
+def test_a_root_that_another_machine_does_not_have_is_refused(cluster: Cluster, drive: Drive):
     other = cluster.add_node(num_cpus=1, object_store_memory=2**27, node_ip_address="127.0.0.2")
     try:
-        status, said = Driver(tmp_path, "far", 2, cluster.address).end()
+        status, said = drive("far", 2).end()
     finally:
         cluster.remove_node(other)
     assert status == 2 and "ConfigError: the Ray cluster at run.ray_address has other machines (127.0.0.2), which do not have" in said
