@@ -5,7 +5,7 @@ one of them lets the whole run checkpoint.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -15,7 +15,7 @@ from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, StageFailed
 from flows.elsewhere import Elsewhere, deployment_in
 from flows.join import RELEASED
 
@@ -28,8 +28,8 @@ class PoolMachines:
     """Passes a Cancel on to them."""
 
     @contextmanager
-    def __call__(self, address: str, count: int) -> Iterator[None]:
-        """Asks for `count` machines that join Ray's head at `address`, and gives them back."""
+    def __call__(self, address: str, count: int) -> Iterator[Callable[[], None]]:
+        """Asks for `count` machines that join Ray's head at `address`, and gives them back; a look at them raises where one has ended."""
         with get_client(sync_client=True) as client:
             own = client.read_flow_run(UUID(str(prefect.runtime.flow_run.id)))
             if own.work_pool_name is None:
@@ -44,9 +44,17 @@ class PoolMachines:
                 self.elsewhere.waited_for.append(found.id)
         log.info(f"{count} more machines of the pool {own.work_pool_name} are asked for, to join {address}")
         try:
-            yield
+            yield lambda: _refuse_ended(joined)
         finally:
             with get_client(sync_client=True) as client:
                 for each in joined:
                     self.elsewhere.waited_for.remove(each)
                     client.update_flow_run(each, tags=[RELEASED])
+
+
+def _refuse_ended(joined: list[UUID]) -> None:
+    with get_client(sync_client=True) as client:
+        for each in joined:
+            run = client.read_flow_run(each)
+            if run.state is not None and run.state.is_final():
+                raise StageFailed(f"{run.name}, which should lend its machine, ended {run.state.name}: {run.state.message}")

@@ -19,6 +19,7 @@ from prefect import flow, get_client
 
 from bessemer.environment import prepare_environment
 from bessemer.processes import die_with_parent, is_alive, send
+from contract.errors import StageFailed
 
 log = logging.getLogger("bessemer")
 
@@ -48,6 +49,8 @@ def join(address: str, run: str, attempt: int) -> None:
     try:
         while node.poll() is None and is_wanted(run, attempt):
             time.sleep(POLL_S)
+        if node.poll() is not None and is_wanted(run, attempt):
+            raise StageFailed(f"this machine could not stay in the Ray cluster at {address}; above is what Ray says (span_machines?)")
     finally:
         node.terminate()
         node.wait()
@@ -55,11 +58,13 @@ def join(address: str, run: str, attempt: int) -> None:
 
 
 def share_token() -> None:
-    """Machines that know the Prefect server's password know the token of each other's Ray, which nobody else then gets into."""
-    secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_KEY")
-    if secret:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = hashlib.sha256(f"ray {secret}".encode()).hexdigest()
+    """Machines that know the Prefect server's password know the token of each other's Ray, which nobody else then gets into.
+
+    Left alone, Ray draws one for each machine. Where the server has no password, Ray is as open as the server is.
+    """
+    secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_KEY") or ""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = hashlib.sha256(f"ray {secret}".encode()).hexdigest()
 
 
 def checkpoint(node: int) -> None:

@@ -37,7 +37,8 @@ def in_prefect(flow: str, body: Callable[[Runner, Config], dict[str, Any]], pres
     if flow == "pretrain":
         elsewhere.refuse_what_is_here_alone()
     stop_on_sigterm(on_cancel=elsewhere.cancel)
-    share_token()
+    if config.run.ray_address is None:
+        share_token()
     Pool.gather = PoolMachines(elsewhere)
     try:
         with recorded(storage, flow, preset.value, overrides or {}) as record:

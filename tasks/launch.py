@@ -38,11 +38,12 @@ ERRORS: dict[str, type[PipelineError]] = {"ConfigError": ConfigError, "InputErro
 
 _running: list["Children"] = []
 
-Gather = Callable[[str, int], AbstractContextManager[None]]
+Gather = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
 class Pool:
-    """How more machines are had for ranks: (address of Ray's head, how many) -> while they are wanted. Set by what runs in a pool."""
+    """How more machines are had for ranks: (address of Ray's head, how many) -> while they are wanted, a look whether they
+    are on their way. Set by what runs in a pool."""
 
     gather: Gather | None = None
 

@@ -33,6 +33,7 @@ from tasks.stage import Output
 LOOK_S = 0.3
 CHUNK_BYTES = 64 * 2**20  # what one message carries: a data folder of any size passes through little memory
 START_S = 120
+COME_LOOK_S = 3
 COME_S = 3600  # for a machine of the pool to come: spot may not deliver, and a set-up takes ten minutes
 SEEN = ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
 """Variables of ours that a rank elsewhere must see as well."""
@@ -63,13 +64,14 @@ def of_the_pool(run: RunOptions, each: int) -> Iterator[list[dict[str, Any]]]:
         )
     context = ray.get_runtime_context()
     former = {node["NodeID"] for node in ray.nodes()} - {context.get_node_id()}  # of an earlier launch, on their way out
-    with Pool.gather(context.gcs_address, run.nodes - 1):
+    with Pool.gather(context.gcs_address, run.nodes - 1) as look:
         deadline = time.monotonic() + COME_S
         while True:
             found = [node for node in ray.nodes() if node["NodeID"] not in former]
             if len(fit(found, run, each)) >= run.nodes or time.monotonic() > deadline:
                 break
-            time.sleep(LOOK_S)
+            look()
+            time.sleep(COME_LOOK_S)
         yield found
 
 
