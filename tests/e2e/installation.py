@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from bessemer import processes
 from bessemer.api import Api
@@ -18,6 +19,8 @@ from tests.bessemer.test_services import free_port
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = {".git", ".venv", ".cache", "runs", "build"}
+on_demand = pytest.mark.skipif(not os.environ.get("BESSEMER_FAULTS"), reason="set BESSEMER_FAULTS, as make faults-all does")
+"""What would make `make test` longer than a person waits."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 

@@ -13,10 +13,9 @@ import pytest
 from bessemer import processes
 from store.records import records
 from store.storage import Storage
-from tests.e2e.installation import ROOT, Installation, is_final
+from tests.e2e.installation import ROOT, Installation, is_final, on_demand
 
 pytestmark = pytest.mark.e2e
-on_demand = pytest.mark.skipif(not os.environ.get("BESSEMER_FAULTS"), reason="set BESSEMER_FAULTS, as make faults-all does")
 
 LONG = 300
 """Steps: long enough to be met at work, and seconds all the same."""
