@@ -28,7 +28,7 @@ p,ul{max-width:75ch;margin:8px 0 16px}li{margin:4px 0}
 nav{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:14px}nav a{color:var(--c0);text-decoration:none}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(132px,1fr));gap:10px;margin:16px 0 20px}
 .card{background:var(--wash);border-radius:8px;padding:10px 12px;overflow-wrap:anywhere}
-.card b{display:block;font-size:20px;line-height:1.3}.card span{display:block;color:var(--soft);font-size:13px;line-height:1.35}
+.card b{display:block;font-size:18px;line-height:1.3}.card span{display:block;color:var(--soft);font-size:13px;line-height:1.35}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:28px;align-items:start;margin:0 0 20px}
 .pair{display:grid;grid-template-columns:minmax(0,420px) minmax(0,1fr);gap:28px 40px;align-items:start;margin:0 0 20px}
 .small{display:grid;grid-template-columns:repeat(auto-fill,minmax(145px,1fr));gap:18px 20px;margin:12px 0}
