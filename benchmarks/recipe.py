@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/recipe.py --root DIR --seconds 60 --seeds 1 2 3 [--only NAME …]
 
-Each recipe is the preset with some settings changed. Two run at a time, one process of one thread each, so that both meet the same
-noise; calibrate gives each as many steps as its seconds hold. Prints Markdown; artifacts stay in the root, so a stopped run goes on.
+Each recipe is the preset with some settings changed; they run one after the other on all cores, and calibrate gives each as many steps
+as its seconds hold. Prints Markdown; artifacts stay in the root, so a stopped run goes on.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import math
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bessemer.config import load, parse_set
@@ -21,21 +20,21 @@ from tasks.runner import PlanRunner
 from tasks.stage import Engine
 
 PROJECT = Path(__file__).parents[1]
-SMALL = "model={hidden_size: 128, intermediate_size: 352, num_layers: 4, num_heads: 2, num_kv_heads: 1, context: 256}"
-SMALLER = "model={hidden_size: 96, intermediate_size: 256, num_layers: 3, num_heads: 3, num_kv_heads: 1, context: 256}"
+WIDE = "model={hidden_size: 192, intermediate_size: 512, num_layers: 4, num_heads: 3, num_kv_heads: 1, context: 256}"
+MIDDLE = "model={hidden_size: 128, intermediate_size: 352, num_layers: 4, num_heads: 2, num_kv_heads: 1, context: 256}"
+NARROW = "model={hidden_size: 64, intermediate_size: 176, num_layers: 3, num_heads: 2, num_kv_heads: 1, context: 256}"
 RECIPES: dict[str, list[str]] = {
     "the preset": [],
-    "128 wide": [SMALL],
-    "128 wide, steps of 2,048 tokens": [SMALL, "train.global_batch_tokens=2048"],
-    "96 wide, 3 layers": [SMALLER],
+    "64 wide": [NARROW],
+    "128 wide, 4 layers": [MIDDLE],
+    "192 wide, 4 layers": [WIDE],
     "vocabulary 2,048": ["tokenizer.vocab_size=2048"],
-    "128 wide, vocabulary 2,048": [SMALL, "tokenizer.vocab_size=2048"],
+    "vocabulary 8,192": ["tokenizer.vocab_size=8192"],
+    "steps of 2,048 tokens": ["train.global_batch_tokens=2048"],
     "AdamW 3e-3": ["train.optimizer=adamw", "train.learning_rate=0.003", "train.embedding_learning_rate=null"],
-    "128 wide, Muon 0.04": [SMALL, "train.learning_rate=0.04"],
+    "Muon 0.04": ["train.learning_rate=0.04"],
 }
 ALWAYS = [
-    "run.ranks=1",
-    "run.threads=1",
     "train.validation_every=1000000",
     "train.validation_blocks=100000",
     "align.methods=[]",
@@ -52,11 +51,8 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
     common = [*ALWAYS, f"train.seconds={given.seconds}", f"storage.root={given.root.resolve().as_uri()}", *given.set]
-    for name in given.only:  # the data part first, alone
-        run("curate", common + RECIPES[name])
     work = [(name, seed) for seed in given.seeds for name in given.only]
-    with ThreadPoolExecutor(2) as two:
-        found = list(two.map(lambda job: measure(common + RECIPES[job[0]] + [f"train.seed={job[1]}"]), work))
+    found = [measure(common + RECIPES[name] + [f"train.seed={seed}"]) for name, seed in work]
     print(table(work, found))
     return 0
 
@@ -69,6 +65,7 @@ def run(flow: str, settings: list[str]) -> None:
 
 
 def measure(settings: list[str]) -> dict[str, float]:
+    run("curate", settings)
     run("train", settings)
     config = load("laptop", dict(parse_set(text) for text in settings))
     runner = PlanRunner(Engine(config.store(), config, config.run, None, "laptop"))  # type: ignore[arg-type]
