@@ -17,6 +17,7 @@ settings.register_profile("bessemer", deadline=None, derandomize=bool(os.environ
 settings.load_profile("bessemer")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole flows first and all in one worker, as they share one undisturbed run; the quick tests fill the other."""
     for item in items:

@@ -18,7 +18,7 @@ from store.storage import Storage, open_root
 from tests.e2e.installation import ROOT, Installation, is_final, on_demand
 from tests.infra.worlds import Machine, Server, metadata_service, notice
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, on_demand]
 
 
 def test_parts_for_machines_that_cannot_see_the_root_are_refused(installed: Installation, undisturbed: Storage):
@@ -86,7 +86,6 @@ def test_parts_run_in_their_pools_and_a_cancel_reaches_them_and_retry_keeps_what
     assert (after["train"]["id"], after["train"]["run_count"]) == (before["train"]["id"], 2)
 
 
-@on_demand
 def test_a_spot_notice_moves_training_to_another_machine_with_the_same_losses(
     installed: Installation, undisturbed: Storage, tmp_path: Path
 ):
@@ -127,7 +126,6 @@ def is_the_presets(artifact: Artifact) -> bool:
     return artifact.stage == "pretrain" and artifact.figures["steps"] == 40
 
 
-@on_demand
 def test_a_training_run_of_two_nodes_borrows_a_machine_of_its_pool(installed: Installation, undisturbed: Storage, tmp_path: Path):
     server = Server(installed.api.url, installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"})
     with contextlib.ExitStack() as stack:

@@ -16,13 +16,13 @@ import pytest
 
 from store.storage import Storage, open_root
 from tests.e2e.browser import PROGRAM, Browser
-from tests.e2e.installation import Installation, is_final
+from tests.e2e.installation import Installation, is_final, on_demand
 from tests.e2e.test_smoke import digests
 
 PICTURES = os.environ.get("BESSEMER_PICTURES")
 """A folder for what the browser saw: how docs/img was made."""
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, on_demand]
 
 
 @pytest.fixture

@@ -78,8 +78,7 @@ def test_in_the_foreground_run_on_is_said_to_have_no_effect(undisturbed: Storage
 
 
 def test_the_smoke_flow_on_s3_killed_in_every_family_ends_with_the_same_digests(undisturbed: Storage, s3: Storage):
-    """SIGKILL to the flow process inside a data stage, pretraining, PPO and evaluation, Ctrl-C and a terminal that closes in two more;
-    nothing is left behind, nothing differs."""
+    """SIGKILL to the flow process inside a data stage, pretraining, PPO and evaluation; nothing is left behind, nothing differs."""
 
     def sealed(stage: str) -> bool:
         return any(entry.path.endswith(".seal") for entry in s3.list(f"artifacts/{stage}/"))
@@ -92,9 +91,7 @@ def test_the_smoke_flow_on_s3_killed_in_every_family_ends_with_the_same_digests(
 
     moments: dict[str, tuple[signal.Signals, Callable[[], bool]]] = {
         "deduplicate": (signal.SIGKILL, lambda: sealed("deduplicate")),
-        "score_rules": (signal.SIGINT, lambda: sealed("score_rules")),
         "pretrain": (signal.SIGKILL, lambda: checkpointed("pretrain")),
-        "sft": (signal.SIGHUP, lambda: checkpointed("sft")),
         "ppo": (signal.SIGKILL, lambda: checkpointed("ppo")),
         "evaluate": (signal.SIGKILL, lambda: published("dpo")),
     }

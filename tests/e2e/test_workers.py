@@ -15,7 +15,7 @@ from store.records import records
 from store.storage import Storage
 from tests.e2e.installation import ROOT, Installation, is_final, on_demand
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, on_demand]
 
 LONG = 300
 """Steps: long enough to be met at work, and seconds all the same."""
@@ -38,7 +38,6 @@ def manifests(storage: Storage, stage: str) -> set[str]:
     return {entry.path for entry in storage.list(f"artifacts/{stage}/") if "/manifest-" in entry.path}
 
 
-@on_demand
 def test_what_one_worker_had_to_leave_another_takes_up(
     installed: Installation, undisturbed: Storage, second: subprocess.Popen[bytes], tmp_path: Path
 ):
@@ -64,7 +63,6 @@ def test_what_one_worker_had_to_leave_another_takes_up(
     assert steps.count(1) <= 1, "training began again from its first step"
 
 
-@on_demand
 def test_two_runs_at_once_make_one_artifact_and_the_one_that_waits_says_for_what(installed: Installation, undisturbed: Storage):
     before = manifests(undisturbed, "pretrain")
     ids = [installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG + 1}) for _ in range(2)]

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 from contract.config import RunOptions
 from contract.errors import ConfigError
 from tasks.launch_ray import choose, of_the_pool
+from tests.e2e.installation import on_demand
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import small
@@ -107,6 +108,7 @@ def drive(cluster: Cluster, tmp_path: Path) -> Iterator[Drive]:
 
 
 @pytest.mark.e2e
+@on_demand
 def test_stopped_on_two_nodes_and_gone_on_it_has_the_losses_of_one_machine(drive: Drive, tmp_path: Path):
     """SIGTERM to the flow reaches the rank of the other node; both checkpoint, and the next launch goes on to the same end."""
     first = drive("two", 2)
@@ -131,6 +133,7 @@ def test_stopped_on_two_nodes_and_gone_on_it_has_the_losses_of_one_machine(drive
 
 
 @pytest.mark.e2e
+@on_demand
 def test_a_killed_flow_leaves_no_rank_on_any_node(drive: Drive):
     driver = drive("killed", 2)
     driver.until(2)
@@ -142,6 +145,7 @@ def test_a_killed_flow_leaves_no_rank_on_any_node(drive: Drive):
 
 
 @pytest.mark.e2e
+@on_demand
 def test_a_rank_that_dies_elsewhere_ends_the_stage_with_its_signal(drive: Drive):
     driver = drive("failed", 2)
     driver.until(2)
@@ -154,6 +158,7 @@ def test_a_rank_that_dies_elsewhere_ends_the_stage_with_its_signal(drive: Drive)
 
 
 @pytest.mark.e2e
+@on_demand
 def test_a_root_that_another_machine_does_not_have_is_refused(cluster: Cluster, drive: Drive):
     other = cluster.add_node(num_cpus=1, object_store_memory=2**27, node_ip_address="127.0.0.2")
     try:
