@@ -17,15 +17,6 @@ settings.register_profile("bessemer", deadline=None, derandomize=bool(os.environ
 settings.load_profile("bessemer")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole flows first and all in one worker, as they share one undisturbed run; the quick tests fill the other."""
-    for item in items:
-        if item.get_closest_marker("e2e"):
-            item.add_marker(pytest.mark.xdist_group("whole flows"))
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
-
-
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Small real data sets, which are not part of the repository; tests that need them skip where they are absent."""
