@@ -97,7 +97,7 @@ def calibrate(config: Speed, out: Output) -> Ledger:
 
     Settings of `run` that are given are not tried otherwise. A step is taken to cost a + b · tokens seconds: a is the optimizer and
     the ranks' exchange, seen at a batch of one row a rank. Compiling is tried where bfloat16 is native: in float32 the products
-    are most of a step, and what is fused beside them gave 4 % (AVX2, 2 cores).
+    are most of a step, and compiling gained nothing beyond the noise (AVX2, 2 cores; docs/experiments.md).
     """
     batch_size = max(1, config.global_batch_tokens // config.model.context)
     machine = Machine.here()
