@@ -42,6 +42,9 @@ KENLM_PACKAGES = [
     *("zlib1g-dev", "libbz2-dev", "liblzma-dev"),
 ]
 
+NOT_COMPILED = r"/(tests?|testing|rllib|serve|tune)/|/(pip|setuptools|mypy|matplotlib|nltk)/|/transformers/models/(?!auto|llama)"
+"""Of what is installed: what no run imports, a third of it."""
+
 ONE_AT_A_TIME = threading.RLock()
 
 
@@ -125,7 +128,7 @@ def steps(repo: Path, venv: Path) -> list[Step]:
         Step(venv, "packages", "requirements.lock, about 3 GB (minutes the first time)", digest_of(lock, itself, place),
              [venv / "bin" / "prefect"], lambda: install_packages(repo, venv)),
         Step(venv, "project", "this clone, editable", digest_of(project, itself, place),
-             [venv / "bin" / "bessemer"], lambda: pip(venv, "install", "--no-deps", "-e", str(repo))),
+             [venv / "bin" / "bessemer"], lambda: install_project(repo, venv)),
         Step(venv, "lmplz", "KenLM's trainer", digest_of(*KENLM), tools, lambda: build_kenlm(venv, tools)),
         Step(venv, "language", "fastText's lid.176.ftz", digest_of(LANGUAGE_SHA256), [share], lambda: fetch_language_model(venv, share)),
     ]  # fmt: skip
@@ -149,8 +152,20 @@ def make_venv(venv: Path) -> None:
 
 def install_packages(repo: Path, venv: Path) -> None:
     need_compiler()
-    # Python compiles what it imports, when it does: all of it in advance takes a minute more.
-    pip(venv, "install", "--no-compile", "-r", str(repo / "requirements.lock"))
+    # The lock is whole, so nothing is left to resolve. pip would compile on one core, and with it what nobody imports.
+    pip(venv, "install", "--no-compile", "--no-deps", "-r", str(repo / "requirements.lock"))
+    compile_python(venv, venv / "lib")
+
+
+def install_project(repo: Path, venv: Path) -> None:
+    pip(venv, "install", "--no-deps", "-e", str(repo))
+    compile_python(venv, *(path for path in repo.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
+def compile_python(venv: Path, *folders: Path) -> None:
+    """Python writes no bytecode where PYTHONDONTWRITEBYTECODE is set, as in many images: every process would then compile torch anew."""
+    command = [venv / "bin" / "python", "-m", "compileall", "-qq", "-j", "0", "-x", NOT_COMPILED, *folders]
+    subprocess.run(command, capture_output=True)  # some packages hold templates that are no Python
 
 
 def build_kenlm(venv: Path, tools: list[Path]) -> None:
