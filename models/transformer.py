@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.losses import linear_cross_entropy
 from models.shapes import Shape as Shape  # part of this module's face
 
 
@@ -148,12 +149,25 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V): take only the positions that are needed, the vocabulary is the widest thing here."""
-        return F.linear(hidden, self.model.embed_tokens.weight if self.shape.tie_embeddings else self.lm_head.weight)
+        return F.linear(hidden, self.head_VD)
+
+    @property
+    def head_VD(self) -> Tensor:
+        return self.model.embed_tokens.weight if self.shape.tie_embeddings else self.lm_head.weight
 
     def forward(
-        self, tokens_BT: Tensor, attention_mask_BS: Tensor | None = None, positions_BT: Tensor | None = None, cache: Cache | None = None
+        self,
+        tokens_BT: Tensor,
+        attention_mask_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        targets_BT: Tensor | None = None,
     ) -> Tensor:
-        return self.logits(self.hidden(tokens_BT, attention_mask_BS, positions_BT, cache))
+        """The logits (B, T, V); with targets the sum of their nats instead, those that are IGNORED left out, and no logits are kept."""
+        hidden_BTD = self.hidden(tokens_BT, attention_mask_BS, positions_BT, cache)
+        if targets_BT is not None:
+            return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_VD, targets_BT.flatten())
+        return self.logits(hidden_BTD)
 
 
 class ScalarModel(nn.Module):

@@ -20,7 +20,7 @@ from training.config import TrainConfig
 from training.engine_plain import Batch, Engine
 from training.guard import Guard
 from training.loop import cut
-from training.objectives import cross_entropy
+from training.objectives import next_token_nats
 from training.options import Place, micro_size
 from training.processes import join, prepare
 
@@ -50,8 +50,7 @@ def _batches(engine: Engine, rows: int, size: int, spec: dict[str, Any]) -> list
 
 
 def _loss(model: Any, batch: Batch) -> Tensor:
-    tokens_BT = batch["tokens"]
-    return cross_entropy(model(tokens_BT[:, :-1]), tokens_BT[:, 1:]) * batch["scale"]
+    return next_token_nats(model, batch["tokens"]) * batch["scale"]
 
 
 def _median_step(engine: Engine, batches: list[Batch], limit: float) -> float:

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.losses import IGNORED
 from training.engine_plain import Batch
 from training.loader import Blocks, Ragged, Rows
 
 Model = Callable[..., Any]
-IGNORED = -100
 WIDTH_STEP = 8
 """Padded widths are multiples of this, so that few different shapes occur."""
 
@@ -63,7 +63,7 @@ class LanguageModelling:
 
     def _sum(self, model: Model, batch: Batch) -> Tensor:
         tokens_BT = batch["tokens"]
-        return cross_entropy(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])
+        return next_token_nats(model, tokens_BT)
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         return self._sum(model, batch) * batch["scale"]
@@ -121,12 +121,16 @@ class SupervisedFineTuning:
             "scale": torch.tensor(1 / weight, device=self._device),
         }
 
+    def _sum(self, model: Model, batch: Batch) -> Tensor:
+        nats: Tensor = model(batch["tokens"], targets_BT=batch["targets"])
+        return nats
+
     def loss(self, model: Model, batch: Batch) -> Tensor:
-        return cross_entropy(model(batch["tokens"]), batch["targets"]) * batch["scale"]
+        return self._sum(model, batch) * batch["scale"]
 
     def measure(self, model: Model, batch: Batch) -> Tensor:
         targets = batch["targets"]
-        return torch.stack((cross_entropy(model(batch["tokens"]), targets), (targets != IGNORED).sum().float()))
+        return torch.stack((self._sum(model, batch), (targets != IGNORED).sum().float()))
 
 
 class Preferences:
@@ -191,9 +195,10 @@ class DirectPreference(Preferences):
         return dpo_margin(chosen, rejected, known_chosen, known_rejected, self._beta)
 
 
-def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Sum of nats over the targets that are not IGNORED, in fp32."""
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="sum", ignore_index=IGNORED)
+def next_token_nats(model: Model, tokens_BT: Tensor) -> Tensor:
+    """Of all tokens but each row's first."""
+    nats: Tensor = model(tokens_BT[:, :-1], targets_BT=tokens_BT[:, 1:])
+    return nats
 
 
 def bradley_terry(margins_B: Tensor) -> Tensor:
