@@ -7,7 +7,6 @@ from prefect import flow
 from bessemer.config import Config, Preset
 from flows import curate, train
 from flows.running import in_prefect
-from tasks.align_data import align_data
 from tasks.dpo import dpo
 from tasks.ppo import ppo
 from tasks.reward import reward
@@ -18,10 +17,9 @@ from tasks.sft import sft
 def stages(run: Runner, config: Config, trained: dict[str, Any]) -> dict[str, Any]:
     if not config.align.methods:
         return trained
-    pairs = run(align_data, splits=trained["splits"])
-    common = {"pairs": pairs, "tokenizer": trained["tokenizer"], "calibration": trained["calibration"]}
+    common = {"pairs": trained["pairs"], "tokenizer": trained["tokenizer"], "calibration": trained["calibration"]}
     tuned = run(sft, base=trained["base"], **common)
-    aligned = {"pairs": pairs, "sft": tuned}
+    aligned = {"sft": tuned}
     if {"reward", "ppo"} & {*config.align.methods}:
         aligned["reward"] = run(reward, base=tuned, **common)
     if "ppo" in config.align.methods:

@@ -1,4 +1,4 @@
-"""curate: raw text -> deduplicated, filtered, tokenized, mixed training blocks."""
+"""curate: raw text -> deduplicated, filtered, tokenized, mixed training blocks, and the pairs that alignment learns from."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from prefect import flow
 
 from bessemer.config import Config, Preset
 from flows.running import in_prefect
+from tasks.align_data import align_data
 from tasks.deduplicate import deduplicate
 from tasks.eval_tasks import eval_tasks
 from tasks.gates import gate_ingest, gate_mix, gate_select
@@ -30,6 +31,8 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     duplicates = run(deduplicate, documents=documents)
     splits = run(split, documents=documents, duplicates=duplicates)
     items = run(eval_tasks, documents=documents, duplicates=duplicates, splits=splits)
+    # Read here, with all other text: too few pairs are found before a model is trained for hours, and no GPU waits for reading.
+    pairs = run(align_data, splits=splits) if config.align.methods else None
 
     signals = {
         "rules": run(score_rules, documents=documents, duplicates=duplicates),
@@ -59,12 +62,13 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
         "tokenizer": tokenizer,
         "tokens": tokens,
         "blocks": blocks,
+        "pairs": pairs,
     }
 
 
 @flow(name="curate")
 def curate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
-    """Turn raw text into training blocks.
+    """Turn raw text into training blocks, and pairs for alignment.
 
     Args:
         preset: A file of deployments/presets.
