@@ -6,6 +6,7 @@ Order, names and content do not depend on it: a part's work writes files of fixe
 
 import logging
 import os
+import queue
 import signal
 import threading
 import time
@@ -23,6 +24,11 @@ from tasks.stage import Output
 
 Work = Callable[[dict[str, Any], "PartWriter"], dict[str, Any]]
 Sealed = tuple[str, list[FileRecord], dict[str, Any]]
+
+LAST_WORDS_S = 1.0
+"""How long Ray may take to bring what a worker said before it died."""
+SAID: queue.SimpleQueue[str] = queue.SimpleQueue()
+"""What Ray's workers wrote to stderr. Ray hears of it on a thread of its own; Prefect's log knows a run by the thread of its stage."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,32 @@ def _map(out: Output, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
             if isinstance(sealed, PipelineError):
                 raise sealed
             yield sealed
+            _pass_on(out)
     except ray.exceptions.RayError as error:
+        time.sleep(LAST_WORDS_S)
+        _pass_on(out)
         raise StageFailed(f"{attempt.stage}: a worker failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _hear_workers() -> None:
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    def hear(said: dict[str, Any]) -> None:
+        for line in said["lines"] if said["is_err"] else ():
+            SAID.put(line)
+
+    for name in ("ray_print_logs", "bessemer"):  # Ray's own prints to the terminal, between our lines; ours may be of an earlier start
+        dispatcher.remove_handler(name)
+    dispatcher.add_handler("bessemer", hear)
+
+
+def _pass_on(out: Output) -> None:
+    """Into the stage's log what its workers have said since, a line that many of them say once."""
+    lines = []
+    while not SAID.empty():
+        lines.append(SAID.get())
+    for line in filter(str.strip, dict.fromkeys(lines)):
+        out.warn(f"a worker says: {line}")
 
 
 def _sealed_part(attempt: Attempt, work: Work, part: Part) -> Sealed:
@@ -136,6 +166,7 @@ def start_ray(run: RunOptions) -> bool:
         ) from error
     if before is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which ends the process without a checkpoint
+    _hear_workers()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -16,7 +16,7 @@ from contract.config import RunOptions
 from contract.errors import ConfigError, IntegrityError, StageFailed, StorageError
 from contract.ledger import Count, Ledger
 from store.storage import Storage
-from tasks.parts import stop_ray
+from tasks.parts import SAID, stop_ray
 from tasks.stage import Engine, Output, stage
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -156,12 +156,16 @@ def test_run_options_do_not_enter_the_fingerprint(local: Storage):
     assert plans[0].fingerprint == plans[1].fingerprint
 
 
-def test_the_same_parts_by_ray_have_the_same_digests(local: Storage, monkeypatch):
+def test_the_same_parts_by_ray_have_the_same_digests_and_what_its_workers_say_is_heard(local: Storage, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the workers find the toy stages
+    monkeypatch.setenv("TOY_SAY", "half of this is guessed")
     here = toy.pipeline(toy.engine(local))
     by_ray = toy.engine(local, workers=2, force="squares")
     try:
         assert [a.digest for a in toy.pipeline(by_ray)] == [a.digest for a in here]
+        heard = [text for _, state, text in by_ray.journal.lines if state == "warn"]
+        assert heard or SAID.get(timeout=10) == "half of this is guessed"  # a stage this short may be over before Ray brings it
+        assert set(heard) <= {"a worker says: half of this is guessed"}
     finally:
         stop_ray()
 

@@ -63,6 +63,8 @@ def square_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
     if calls:
         with open(calls, "a") as file:
             file.write(spec["name"] + "\n")
+    if said := os.environ.get("TOY_SAY"):
+        print(said, file=sys.stderr, flush=True)
     kept = rows[:-1] if os.environ.get("TOY_LOSE") == spec["name"] else rows
     write.table(spec["name"], pa.table({"n": pa.array([n ** spec["power"] for n in kept], pa.int64())}))
     write.bytes(spec["name"] + ".inner", b"for a later step", content=False)
