@@ -6,6 +6,9 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before anything loads an OpenMP: two workers of two spinning threads each, on two cores, cost a factor of ten.
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+
 import boto3
 import pytest
 from hypothesis import settings

@@ -50,7 +50,7 @@ def test_a_wrong_value_makes_no_run_and_a_wrong_key_is_named_with_the_nearest(in
 
 def test_a_flow_that_gets_sigterm_checkpoints_awaits_retry_and_goes_on(installed: Installation, undisturbed: Storage):
     """A spot notice: the run is handed back to its pool, and a new process trains on from the checkpoint."""
-    id = installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": 400})
+    id = installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": 120})
 
     def checkpointed(run: dict[str, Any]) -> bool:
         assert not is_final(run), run["state"]
@@ -66,5 +66,5 @@ def test_a_flow_that_gets_sigterm_checkpoints_awaits_retry_and_goes_on(installed
     assert not psutil.pid_exists(first) or psutil.Process(first).status() == psutil.STATUS_ZOMBIE
     steps = [int(line.split()[1]) for line in installed.lines(id) if line.startswith("pretrain: ")]
     assert steps.count(1) <= 1, "training began again from its first step"
-    noted = [value["state"] for _, value in records(undisturbed) if value["overrides"].get("train.max_steps") == 400]
+    noted = [value["state"] for _, value in records(undisturbed) if value["overrides"].get("train.max_steps") == 120]
     assert noted == ["checkpointed", "completed"]
