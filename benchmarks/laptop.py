@@ -79,7 +79,8 @@ def table(manifests: list[dict], first: float, again: float, peak: int) -> str:
         lines.append(f"| {manifest['stage']} | {manifest['seconds']:.1f} | {note} |")
     names = [manifest["stage"] for manifest in manifests]
     data = manifests[: names.index(DATA_STAGES_END) + 1]
-    until = data[-1]["created"] + data[-1]["seconds"] - data[0]["created"]
+    pairs = sum(manifest["seconds"] for manifest in data if manifest["stage"] == "align_data")  # read on the way, and no part of the corpus
+    until = data[-1]["created"] + data[-1]["seconds"] - data[0]["created"] - pairs
     training = next(manifest["seconds"] for manifest in manifests if manifest["stage"] == "pretrain")
     figures = next(manifest["figures"] for manifest in manifests if manifest["stage"] == "evaluate")
     read = next(manifest["figures"] for manifest in manifests if manifest["stage"] == "ingest")
