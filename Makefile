@@ -5,7 +5,8 @@ PYTHON ?= python3.11
 IN := .venv/bin
 SERVICES := $(IN)/python -m bessemer.services
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test check faults faults-all test-infra deploy-workers destroy-workers up down status clean lock
+# `flows` is a folder as well
+.PHONY: help setup pretrain test rooms flows check faults faults-all test-infra deploy-workers destroy-workers up down status clean lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -17,7 +18,13 @@ pretrain: setup up ## raw text to an aligned, evaluated, exported model, through
 	@$(IN)/python -m bessemer.watch pretrain/full preset=$(PRESET)
 
 test: setup ## everything that CI runs: lint, types and all tests
-	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e" && $(IN)/python -m pytest -q -m e2e
+	@$(MAKE) -j 2 --no-print-directory --output-sync=target rooms flows
+
+rooms: # side by side with the whole flows, which wait as much as they compute
+	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q -m "not e2e"
+
+flows:
+	@$(IN)/python -m pytest -q -m e2e
 
 check: setup ## format, lint, types and the quick tests
 	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e"

@@ -75,6 +75,9 @@ class Api:
             if queue not in known:
                 self.call("POST", f"/work_pools/{quote(name)}/queues", {"name": queue})
 
+    def is_paused(self, pool: str) -> bool:
+        return any(known["name"] == pool and known["is_paused"] for known in self.pools())
+
     def pause(self, pool: str, paused: bool) -> None:
         self.call("PATCH", f"/work_pools/{quote(pool)}", {"is_paused": paused})
 

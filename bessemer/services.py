@@ -131,11 +131,19 @@ def up(port: int | None = None) -> str:
             select_profile(place, api.url)
         start_worker(place, api)
         start_reports(place, api)
-        for pool in place.state().get("paused", []):
-            api.pause(pool, False)
-        place.remember(api_url=api.url, external=place.external is not None, prefect_home=str(place.prefect_home), paused=[])
+        if not place.external:
+            resume_pools(api)
+        place.remember(api_url=api.url, external=place.external is not None, prefect_home=str(place.prefect_home))
         deploy(place, api)
     return api.url
+
+
+def resume_pools(api: Api) -> None:
+    """A `make down` that was killed, or another clone's over the same database, leaves pools paused: no run would ever start."""
+    for pool in api.pools():
+        if pool["is_paused"]:
+            api.pause(pool["name"], False)
+            say("pool", f"{pool['name']} was paused, it goes on")
 
 
 def refuse_mixture(place: Place) -> None:
@@ -321,12 +329,12 @@ def down() -> None:
         state = place.state()
         api = Api(state["api_url"]) if state.get("api_url") else None
         alone = api is not None and not state.get("external") and api.is_healthy()
-        if api and alone:
-            paused = [pool["name"] for pool in api.pools() if not pool["is_paused"]]
-            place.remember(paused=sorted({*paused, *state.get("paused", [])}))
-            for pool in paused:
-                api.pause(pool, True)
+        paused = [pool["name"] for pool in api.pools() if not pool["is_paused"]] if api and alone else []
+        for pool in paused:
+            api.pause(pool, True)
         stop_worker(place, api if alone or (api and api.is_healthy()) else None, bool(alone))
+        for pool in paused:  # no worker is left that could take a run again
+            api.pause(pool, False)
         if (reports := processes.running(place.reports_pid)) is not None:
             processes.stop(reports, 5)
         server = processes.running(place.server_pid)
@@ -356,12 +364,8 @@ def stop_worker(place: Place, api: Api | None, alone: bool) -> None:
 
 
 def forget(place: Place) -> None:
-    """Only the paused pools are kept: the next `up` lets them go on."""
-    paused = place.state().get("paused", [])
     for path in (place.server_pid, place.worker_pid, place.reports_pid, place.folder / "state.json"):
         path.unlink(missing_ok=True)
-    if paused:
-        place.remember(paused=paused)
 
 
 # ---------------------------------------------------------------- asking

@@ -46,6 +46,8 @@ def run(deployment: str, parameters: list[str]) -> int:
     place, url = Place.from_environment(), running_api().url
     if not worker_is_up(api_url=url):
         raise PipelineError(f"no worker takes runs from the pool {POOL} at {url}; start one: make up")
+    if Api(url).is_paused(POOL):
+        raise PipelineError(f"the pool {POOL} at {url} is paused, no run of it starts; resume it: prefect work-pool resume {POOL}")
     settings = [part for parameter in parameters for part in ("-p", parameter)]
     command = processes.prefect("deployment", "run", deployment, *settings, "--watch")
     child = subprocess.Popen(
