@@ -26,7 +26,7 @@ def _task_files(config: ItemsConfig, storage: Storage) -> dict[str, str]:
     return {task.name: _digest(task, storage) for task in config.tasks}
 
 
-@stage(version=1, config=lambda c: c.evaluate.items, external=_task_files)
+@stage(version=2, config=lambda c: c.evaluate.items, external=_task_files)
 def eval_tasks(documents: Artifact, duplicates: Artifact, splits: Artifact, config: ItemsConfig, out: Output) -> Ledger:
     """items.parquet: continuations of kept test documents, and the named tasks of the config.
 
@@ -39,7 +39,8 @@ def eval_tasks(documents: Artifact, duplicates: Artifact, splits: Artifact, conf
     found = [out.reader.table(name) for name in out.reader.names("candidates-")]
     local = continuation_items(merge_candidates(found, config), config)
     if len(local) < config.items:
-        out.warn(f"{len(local):,} local items instead of {config.items:,} (evaluate.items.items): too few long documents on the test side")
+        short = f"{len(local):,} local items instead of {config.items:,} (evaluate.items.items)"
+        out.warn(f"{short}: too few long documents, or groups of them, on the test side")
     named = [named_items(task, _lines(task, out.attempt.storage)) for task in config.tasks]
     out.table("items.parquet", pa.concat_tables([local, *named]))
     out.figures["items"] = {CONTINUATION: len(local), **{task.name: len(table) for task, table in zip(config.tasks, named, strict=True)}}
