@@ -161,12 +161,12 @@ def inside(life: Life, before: str, seconds: float) -> Moment:
 
 
 def at_random(place: "Places", kills: int, seed: int, mean_s: float, stores: list[str]) -> int:
-    """Roots one after the other, killed again and again, until there were enough kills; the last root is then let through."""
-    draw, lives = random.Random(seed), list[Life]()
+    """Roots one after the other on each store in turn, each killed again and again and then let through, until there were enough kills."""
+    draw, lives, share = random.Random(seed), list[Life](), -(-kills // len(stores))
     while (killed := sum(len(life.hits) for life in lives)) < kills:
         life = place.life(stores[len(lives) % len(stores)], len(lives))
         lives.append(life)
-        while killed + len(life.hits) < kills and not life.run(after(draw.uniform(0, 2 * mean_s))):
+        while len(life.hits) < min(share, kills - killed) and not life.run(after(draw.uniform(0, 2 * mean_s))):
             stage, done = life.hits[-1]
             print(f"{life.storage.uri.split(':')[0]:<5} kill {killed + len(life.hits):>4}  {stage:<20} {done}", flush=True)
         if not all(life.published(*stage) for stage in life.stages):

@@ -26,7 +26,14 @@ def test_a_stopped_foreground_run_leaves_no_process_and_goes_on(undisturbed: Sto
     before, mark = digests(undisturbed), f"{os.getpid()}-{time.time_ns()}"
     line = [*command(undisturbed), "--force", stage]
     process = subprocess.Popen(
-        line, env=os.environ | {MARK: mark}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+        line,
+        env=os.environ | {MARK: mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a test run in the background inherits it ignored
     )
     try:
         deadline = time.monotonic() + 120
