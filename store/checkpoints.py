@@ -44,6 +44,10 @@ class Checkpoints:
             return step, Reader(self.attempt.storage, {f.name: f for f in files}, self.attempt.stage).folder(prefix)
         return None
 
+    def is_there(self) -> bool:
+        """Whether an attempt on the same inputs left one."""
+        return bool(self._whole())
+
     def prune(self, keep_last: int, keep_every: int = 0) -> None:
         """Delete this attempt's older checkpoints, the marker first; the newest whole one always stays."""
         own = [step for step, files in self._whole() if files[0].path.startswith(self.attempt.folder)]

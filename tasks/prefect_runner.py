@@ -88,6 +88,8 @@ class PrefectRunner:
             if planned.reuse:
                 return Completed(name="Cached", message=f"reused {artifact.where()}", data=artifact)
             create_markdown_artifact(summary(artifact), key=f"stage-{_key(stage.name)}", description=artifact.where())
+            if artifact.manifest["adopted_parts"]:
+                return Completed(name="Resumed", message="went on from what an earlier attempt had done", data=artifact)
             return artifact
 
         artifact: Artifact = run_stage(return_state=True).result()

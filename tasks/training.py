@@ -64,6 +64,7 @@ def train(out: Output, kind: str, config: Frozen, where: Place, module: str = "t
         **{name: str(value) if isinstance(value, Path) else value for name, value in spec.items()},
     }
     out.execution |= where.execution_class(version("torch"))
+    out.adopted += out.checkpoints.is_there()
     run_child(module, whole, out, where.ranks, where.threads, can_resume=True)
     for path in sorted((folder / "model").iterdir()):
         out.file(f"model/{path.name}", path)

@@ -2,7 +2,10 @@
 
 import base64
 import logging
+import os
 import re
+import signal
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree
@@ -63,6 +66,15 @@ def test_a_hit_is_a_cached_state_and_stands_in_the_task_runs_name(local: Storage
     assert task_runs("first") == {f"{a.stage} {a.fingerprint[:12]}": "Completed" for a in first}
     assert [a.digest for a in run(local, "second")] == [a.digest for a in first]
     assert task_runs("second") == {f"{a.stage} {a.fingerprint[:12]} cached": "Cached" for a in first}
+
+
+def test_a_stage_that_takes_over_what_a_killed_one_had_done_is_resumed(local: Storage, tmp_path: Path):
+    (tmp_path / "kill").write_text("part-00002.parquet")
+    environment = os.environ | {"TOY_KILL": str(tmp_path / "kill"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run([sys.executable, toy.__file__, local.uri, ""], env=environment).returncode == -signal.SIGKILL
+    run(local, "goes on")
+    states = {name.split()[0]: state for name, state in task_runs("goes on").items()}
+    assert states == {"numbers": "Cached", "squares": "Resumed", "total": "Completed"}
 
 
 @pytest.mark.parametrize(("error", "calls"), [(TransientError, 3), (IntegrityError, 1)])
