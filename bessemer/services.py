@@ -329,12 +329,8 @@ def down() -> None:
         state = place.state()
         api = Api(state["api_url"]) if state.get("api_url") else None
         alone = api is not None and not state.get("external") and api.is_healthy()
-        paused = [pool["name"] for pool in api.pools() if not pool["is_paused"]] if api and alone else []
-        for pool in paused:
-            api.pause(pool, True)
-        stop_worker(place, api if alone or (api and api.is_healthy()) else None, bool(alone))
-        for pool in paused:  # no worker is left that could take a run again
-            api.pause(pool, False)
+        with paused(api) if api and alone else contextlib.nullcontext():
+            stop_worker(place, api if alone or (api and api.is_healthy()) else None, bool(alone))
         if (reports := processes.running(place.reports_pid)) is not None:
             processes.stop(reports, 5)
         server = processes.running(place.server_pid)
@@ -347,6 +343,19 @@ def down() -> None:
         forget(place)
         if server is None and not state:
             say("server", "nothing runs")
+
+
+@contextlib.contextmanager
+def paused(api: Api) -> Iterator[None]:
+    """No worker takes up again what is asked to stop."""
+    pools = [pool["name"] for pool in api.pools() if not pool["is_paused"]]
+    for pool in pools:
+        api.pause(pool, True)
+    try:
+        yield
+    finally:
+        for pool in pools:
+            api.pause(pool, False)
 
 
 def stop_worker(place: Place, api: Api | None, alone: bool) -> None:
