@@ -39,6 +39,9 @@ GONE_S = 20
 """Until no process of a killed run is left: the kernel ends ranks at once, Ray's notice within seconds that their driver is gone."""
 
 
+FETCHED = "bessemer-fetched"
+"""What was read of S3, by digest: a cache, and meant to stay."""
+
 Moment = Callable[[subprocess.Popen[str], list[tuple[float, str]]], bool]
 """Waits for a moment of a running flow, by what it has said and when; whether to kill it there."""
 
@@ -108,7 +111,7 @@ class Life:
         got = digests(self.storage)
         if faults := verify(self.storage, lambda *_: None).faults:
             sys.exit(f"not as recorded: {faults[:3]}")
-        if left := [path.name for path in self.temp.glob("bessemer-*")]:
+        if left := [path.name for path in self.temp.glob("bessemer-*") if path.name != FETCHED]:
             sys.exit(f"left in the temp folder: {left}")
         return [stage for stage in want if got[stage] != want[stage]]
 

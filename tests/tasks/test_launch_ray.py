@@ -153,7 +153,7 @@ def test_a_rank_that_dies_elsewhere_ends_the_stage_with_its_signal(drive: Drive)
     (other,) = [rank for rank in ranks if rank.ppid() != driver.process.pid]
     os.kill(other.pid, signal.SIGKILL)
     status, said = driver.end()
-    assert status == 1 and "StageFailed: training.child: rank 1 was ended by SIGKILL" in said
+    assert status == 1 and "StageFailed: pretrain: rank 1 was ended by SIGKILL" in said
     assert gone(ranks)
 
 
