@@ -20,10 +20,10 @@ pretrain: setup up ## raw text to an aligned, evaluated, exported model, through
 test: setup ## everything that CI runs: lint, types and all tests
 	@$(MAKE) -j 2 --no-print-directory --output-sync=target rooms flows
 
-rooms: # side by side with the whole flows, which wait as much as they compute
+rooms: ## lint, types and the quick tests; make test runs `flows` beside it
 	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q -m "not e2e"
 
-flows:
+flows: ## the tests of whole flows
 	@$(IN)/python -m pytest -q -m e2e
 
 check: setup ## format, lint, types and the quick tests

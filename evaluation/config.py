@@ -27,7 +27,8 @@ class ItemsConfig(Frozen):
     seed: int = 1
     """Chooses documents, places and the order of the choices."""
     items: int = Field(default=600, ge=0)
-    """Local items at most. 600 of two a document give the 500 from 250 documents that a 2-standard-error claim needs (issue 8)."""
+    """Local items at most, in sets of as many as an item has choices. 600 of two a document give the 500 from 250 documents that a
+    2-standard-error claim needs (issue 8)."""
     items_per_document: int = Field(default=2, ge=1)
     """Windows of one document are correlated, so intervals are clustered by document and more documents help more than more windows."""
     context_characters: int = Field(default=300, ge=1)

@@ -38,7 +38,7 @@ def eval_tasks(documents: Artifact, duplicates: Artifact, splits: Artifact, conf
     map_parts(out, _candidates, parts)
     found = [out.reader.table(name) for name in out.reader.names("candidates-")]
     local = continuation_items(merge_candidates(found, config), config)
-    if len(local) < config.items:
+    if len(local) < config.items - config.items % config.choices:
         short = f"{len(local):,} local items instead of {config.items:,} (evaluate.items.items)"
         out.warn(f"{short}: too few long documents, or groups of them, on the test side")
     named = [named_items(task, _lines(task, out.attempt.storage)) for task in config.tasks]
