@@ -29,7 +29,7 @@ flows: ## the tests of whole flows
 check: setup ## format, lint, types and the quick tests
 	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e"
 
-faults: setup ## N kills at random moments of whole runs, on disk and on S3, from a seed (N=20 SEED=…); 20 take about half an hour
+faults: setup ## N kills at random moments of whole runs, on disk and on S3, from a seed (N=20 SEED=…); 20 take about a quarter of an hour
 	@$(IN)/python -m tests.e2e.kills random --kills $(N) $(if $(SEED),--seed $(SEED))
 
 faults-all: setup ## a kill inside every stage, 1,000 faults of an S3 server, full and read-only disks, Ctrl-C, machines that go away
