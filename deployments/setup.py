@@ -42,7 +42,9 @@ KENLM_PACKAGES = [
     *("zlib1g-dev", "libbz2-dev", "liblzma-dev"),
 ]
 
-NOT_COMPILED = r"/(tests?|testing|rllib|serve|tune)/|/(pip|setuptools|mypy|matplotlib|nltk)/|/transformers/models/(?!auto|llama)"
+NOT_COMPILED = (
+    r"site-packages/(.*/(tests?|testing|rllib|serve|tune)/|(pip|setuptools|mypy|matplotlib|nltk)/|transformers/models/(?!auto|llama))"
+)
 """Of what is installed: what no run imports, a third of it."""
 
 ONE_AT_A_TIME = threading.RLock()

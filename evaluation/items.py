@@ -4,8 +4,7 @@ A continuation item gives some text of a test document and asks which of several
 documents of the same domain and other groups. All pieces have exactly the same number of characters, begin with a word and end with
 one, and stand after the same white space, so that neither length nor a cut word gives the answer away. Items come in sets: four
 pieces, four contexts, each piece the right one once. So who scores pieces without the context is right in exactly one of four, however
-alike or unlike the documents are (with wrong pieces drawn at random a model that knew nothing was right in 17 %: most web documents were
-of one group, harder than all others).
+alike or unlike the documents are (docs/experiments.md has what wrong pieces drawn at random did).
 
 Deterministic: every choice follows from BLAKE2b of the seed and the document's id; the order of parts and rows does not matter.
 """

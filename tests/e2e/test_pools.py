@@ -140,6 +140,6 @@ def test_a_training_run_of_two_nodes_borrows_a_machine_of_its_pool(installed: In
         lent = installed.wait(lent["id"], is_final, 60)
         assert lent["state"]["name"] == "Completed", lent["state"]
         assert {each["labels"]["prefect.worker.name"] for each in (run, lent)} == {machine.name for machine in machines}
-        assert processes.wait_until(lambda: not installed.working(), 60)  # its state is known before its process is gone
+        assert processes.wait_until(lambda: not installed.working(), 30), [process.cmdline() for process in installed.working()]
     (found,) = [each for each in artifacts(undisturbed) if each.stage == "pretrain" and each.figures["steps"] == 8]
     assert (found.manifest["execution"]["ranks"], found.manifest["execution"]["nodes"]) == (2, 2)
