@@ -163,3 +163,19 @@ def test_continuous_integration_calls_make_test() -> None:
     assert os.access(REPO / ".ci" / "run", os.X_OK)
     workflow = yaml.safe_load((REPO / ".github" / "workflows" / "test.yml").read_text())
     assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == [".ci/run"]
+
+
+@pytest.mark.parametrize(
+    ("path", "is_left_out"),
+    [
+        ("torch/nn/functional.py", False),
+        ("torch/testing/_creation.py", True),
+        ("pandas/tests/base/common.py", True),
+        ("transformers/models/bert/modeling_bert.py", True),
+        ("transformers/models/llama/modeling_llama.py", False),
+        ("pip/_internal/main.py", True),
+    ],
+)
+def test_what_is_not_compiled_does_not_depend_on_where_the_clone_lies(path: str, is_left_out: bool):
+    for home in ("/home/somebody", "/home/somebody/test/pip"):
+        assert bool(re.search(setup.NOT_COMPILED, f"{home}/.venv/lib/python3.11/site-packages/{path}")) == is_left_out
