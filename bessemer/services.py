@@ -88,7 +88,8 @@ class Place:
         """Our own server and worker do not see the user's profiles: the one selected there may hold another database or a Cloud key."""
         ours = {} if self.external else {"PREFECT_PROFILES_PATH": str(self.own_profiles(api_url)), "PREFECT_PROFILE": profiles.NAME}
         return {
-            "PREFECT_WORKER_QUERY_SECONDS": "2",  # 10 by default: ten seconds of waiting before every run
+            "PREFECT_WORKER_QUERY_SECONDS": "1",  # 10 by default: ten seconds of waiting before every run
+            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",  # 2 by default: how old a line is when the terminal and the UI get it
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",  # `prefect deployment run --watch` then shows the run's lines too
             "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",

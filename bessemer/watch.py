@@ -132,7 +132,7 @@ class Follower:
                 print(entry["message"], flush=True)
 
     def print_rest(self) -> None:
-        """The flow's process sends its log in batches of two seconds, the last one after its state."""
+        """The flow's process sends its log in batches, the last one after its state."""
         deadline = time.monotonic() + 5
         while not self._flow_said_its_last and time.monotonic() < deadline:
             self.print_new()

@@ -60,25 +60,33 @@ class Environment:
 
 Installed = tuple[str, str, str]
 """(distribution, path in it, file)"""
+Forms = dict[str, tuple[str, str]]
+"""(kind, form) of a file by the domain that it is text of"""
+PYTHON_FORMS: Forms = {"code": ("python",) * 2, "reference": ("docstrings",) * 2, "conversation": ("questions",) * 2}
 
 
 def environment_files(domain: str, place: Environment) -> list[SourceFile]:
     """The environment's files of a domain, by locator. None for books and academic: an environment has none."""
     if domain not in TEXT_DOMAINS:
         return []
-    found = [shape for each in installed_files(place) if (shape := _python(domain, *each))]
+    found = [
+        SourceFile(f"{dist}/{path}", forms[domain][1], size, file, group=dist, kind=forms[domain][0])
+        for forms, size, dist, path, file in _texts(place)
+        if domain in forms
+    ]
     if domain in ("web", "reference") and place.share:
         found += _share(domain, Path(place.share), _owners(place.packages))
     return sorted(found, key=lambda file: file.locator)
 
 
 @lru_cache(maxsize=2)
-def installed_files(place: Environment) -> tuple[Installed, ...]:
-    """The files of all installed distributions and of the standard library; listed once a process."""
-    return tuple(_installed(place))
+def _texts(place: Environment) -> list[tuple[Forms, int, str, str, str]]:
+    """Forms and size of every installed file that is text of a domain; looked at once a process, whatever the number of sources."""
+    return [(forms, size, *each) for each in installed_files(place) if (forms := _forms(each[1])) and (size := _size(each[2]))]
 
 
-def _installed(place: Environment) -> Iterator[Installed]:
+def installed_files(place: Environment) -> Iterator[Installed]:
+    """The files of all installed distributions and of the standard library."""
     seen: set[str] = {OWN}
     # Python's own finder, by name: the importlib_metadata package takes `distributions` over in any process that has imported it.
     for distribution in MetadataPathFinder.find_distributions(DistributionFinder.Context(path=list(place.site))):
@@ -109,12 +117,6 @@ def _standard_library(base: Path) -> Iterator[Installed]:
                 yield STANDARD_LIBRARY, name if inside == "." else f"{inside}/{name}", f"{folder}/{name}"
 
 
-def _python(domain: str, dist: str, path: str, file: str) -> SourceFile | None:
-    shape = _python_form(domain, path)
-    size = _size(file) if shape else 0
-    return SourceFile(f"{dist}/{path}", shape[1], size, file, group=dist, kind=shape[0]) if shape and size else None
-
-
 def _size(file: str) -> int:
     """The size of a plain file; 0 for a link and for what is recorded and not there."""
     try:
@@ -124,25 +126,25 @@ def _size(file: str) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _python_form(domain: str, path: str) -> tuple[str, str] | None:
-    """(kind, form) of a distribution's file under a domain; None when it is no text of that domain."""
+def _forms(path: str) -> Forms:
+    """What a distribution's file is text of; nothing when it is none."""
     name = path.rpartition("/")[2]
     if name.endswith(".py"):
-        form = {"code": "python", "reference": "docstrings", "conversation": "questions"}.get(domain)
-        return (form, form) if form else None
+        return PYTHON_FORMS
     if path == "dist-info/METADATA":
-        return ("metadata", "metadata") if domain == "web" else None
+        return {"web": ("metadata", "metadata")}
     legal = LEGAL.fullmatch(name) is not None
-    if path.startswith("dist-info/") and not legal:
-        return None
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  100,000 names: pathlib takes seconds
+    if path.startswith("dist-info/") and not legal:
+        return {}
     if README.fullmatch(name) and suffix in (*PROSE, ""):
-        return ("readme", "txt") if domain == "web" else None
-    if domain == "reference" and ((legal and suffix in (*PROSE, "")) or (suffix in PROSE and not NOT_TEXT.fullmatch(name))):
-        return ("docs", "txt")
-    return None
+        return {"web": ("readme", "txt")}
+    if (legal and suffix in (*PROSE, "")) or (suffix in PROSE and not NOT_TEXT.fullmatch(name)):
+        return {"reference": ("docs", "txt")}
+    return {}
 
 
+@lru_cache(maxsize=2)
 def _owners(packages: str | None) -> dict[str, str]:
     """The package of each documentation file and manual page, as the system's package lists have it."""
     owners: dict[str, str] = {}

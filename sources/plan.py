@@ -68,7 +68,7 @@ def select(sources: Sequence[Source], digests: Digests, environment: Environment
 
 @lru_cache(maxsize=32)
 def _of_environment(source: Source, environment: Environment) -> tuple[SourceFile, ...]:
-    """Listed once a process (2.6 s for 69,000 files): the environment that we run in is taken to keep its files while we run.
+    """Listed once a process (a second for 69,000 files): the environment that we run in is taken to keep its files while we run.
 
     Their bytes are held to digests at every use, so a file that changes is still noticed.
     """

@@ -6,7 +6,6 @@ A literal `<|endoftext|>` in a document is text: only we write the control token
 import json
 from collections.abc import Iterator
 
-import awkward as ak
 import gigatoken
 import numpy as np
 import pyarrow as pa
@@ -82,6 +81,8 @@ class Encoder:
         if self._fast is None or self._cached_bytes > _CACHE_BYTES:
             self._fast, self._cached_bytes = _without_added_tokens(self._json), 0
         self._cached_bytes += texts.nbytes
+        import awkward as ak  # 0.2 s, which a run whose stages are cached does not pay
+
         layout = self._fast.encode_batch(ak.from_arrow(texts), parallel=False).layout
         offsets = np.asarray(layout.offsets.data, np.int64)
         return np.asarray(layout.content.data, np.uint32)[offsets[0] : offsets[-1]], offsets[1:] - offsets[0]

@@ -179,5 +179,4 @@ def test_distributions_are_found_where_a_library_has_replaced_pythons_finder(pla
     """Importing importlib_metadata, as Prefect does, takes `importlib.metadata.distributions` over for the rest of the process."""
     import importlib_metadata  # noqa: F401
 
-    installed_files.cache_clear()
     assert {name for name, _, _ in installed_files(place)} == {"alpha-pkg", "python"}
