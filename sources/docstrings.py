@@ -1,9 +1,11 @@
 """Signatures and docstrings out of Python source, by its syntax tree. Nothing is imported or run."""
 
 import ast
+import gc
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from sources.streams import StreamFault
@@ -21,6 +23,18 @@ class Question(NamedTuple):
     names: tuple[str, ...]
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Syntax trees have no cycles, and the search for some in their many nodes takes as long as parsing: for whole trees' lives."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def parse(text: str) -> ast.Module:
     """The syntax tree. Raises StreamFault for what is no Python of this version."""
     try:
@@ -32,6 +46,7 @@ def parse(text: str) -> ast.Module:
         raise StreamFault(f"no Python 3.11 source: {error.msg if isinstance(error, SyntaxError) else error}{line}") from error
 
 
+@without_collector()
 def docstrings(text: str) -> str:
     """All docstrings of a module under their names and signatures, in order; empty when it has none."""
     found = []
@@ -41,14 +56,17 @@ def docstrings(text: str) -> str:
     return "\n\n".join(found)
 
 
-def questions(text: str) -> Iterator[Question]:
+@without_collector()
+def questions(text: str) -> list[Question]:
     """One a documented function that is not a test or a dunder."""
+    found = []
     for name, node in _documented(parse(text), ""):
         if isinstance(node, ast.Module | ast.ClassDef) or node.name.startswith(("test", "__")):
             continue
         answer = summary(ast.get_docstring(node) or "")
         if len(answer.split()) >= LEAST_WORDS:
-            yield Question(name, ask(f"{name}({_arguments(node)})"), answer, _names(node))
+            found.append(Question(name, ask(f"{name}({_arguments(node)})"), answer, _names(node)))
+    return found
 
 
 def ask(signature: str) -> str:
