@@ -28,7 +28,7 @@ NOT_TEXT = re.compile(r"(requirements|constraints|cmakelists|entry_points|top_le
 LEGAL = re.compile(r"(licen[cs]e|copying|authors|notice|contributors)\b[\w.-]*", re.I)
 README = re.compile(r"readme\b[\w.-]*", re.I)
 CHANGES = re.compile(r"(change|news|history|releases?\b|todo|copyright)[\w.-]*", re.I)
-CODE_FILE = re.compile(r".+\.py")
+NAME = re.compile(r"^Name: *(\S+)", re.MULTILINE)
 PROSE = (".md", ".rst", ".txt")
 SHARE_PROSE = (".txt", ".md", ".rst", ".html", ".htm")
 SKIPPED_FOLDERS = ("site-packages", "dist-packages", "__pycache__", "lib-dynload", "_bundled")
@@ -90,7 +90,8 @@ def installed_files(place: Environment) -> Iterator[Installed]:
     seen: set[str] = {OWN}
     # Python's own finder, by name: the importlib_metadata package takes `distributions` over in any process that has imported it.
     for distribution in MetadataPathFinder.find_distributions(DistributionFinder.Context(path=list(place.site))):
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+        named = NAME.search(distribution.read_text("METADATA") or "")  # its whole parse takes five times as long
+        name = re.sub(r"[-_.]+", "-", named[1] if named else "").lower()
         if name and name not in seen:
             seen.add(name)
             yield from _recorded(name, distribution)

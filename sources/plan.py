@@ -61,7 +61,7 @@ def select(sources: Sequence[Source], digests: Digests, environment: Environment
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}. Give it read permission, or leave it out.") from error
     return [
-        replace(selection, files=tuple(file if file.root else replace(file, digest=found[file.path]) for file in selection.files))
+        replace(selection, files=tuple(file if file.root else file._replace(digest=found[file.path]) for file in selection.files))
         for selection in chosen
     ]
 

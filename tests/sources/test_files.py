@@ -3,7 +3,6 @@
 import contextlib
 import glob
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,10 +194,10 @@ def test_every_file_of_the_digest_counts() -> None:
         digest_of_selection(Selection(source("x"), (one,)))
         for one in (
             file,
-            replace(file, path="/y/a", size=2),
-            replace(file, digest="d2"),
-            replace(file, locator="b"),
-            replace(file, group="h"),
+            file._replace(path="/y/a", size=2),
+            file._replace(digest="d2"),
+            file._replace(locator="b"),
+            file._replace(group="h"),
         )
     }
     assert len(digests) == 4  # the path alone does not count
