@@ -34,7 +34,7 @@ def disk(tmp_path: Path, undisturbed: Storage) -> Iterator[Path]:
         shutil.copytree(undisturbed.local(""), root, dirs_exist_ok=True)  # type: ignore[arg-type]
         yield root
     finally:
-        subprocess.run(["umount", str(root)], check=True)
+        subprocess.run(["umount", "--lazy", str(root)], check=True)  # this very process has KenLM's model mapped until it ends
 
 
 def fill(root: Path) -> None:
