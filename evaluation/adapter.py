@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.generation import generate, left_pad
+from models.losses import token_log_probs
 from models.transformer import Cache, Transformer
 
 Ids = tuple[int, ...]
@@ -28,9 +29,6 @@ Piece = tuple[Ids, Ids]
 """(context, continuation): both not empty, and all but the last token fit the model's context."""
 Score = tuple[float, bool]
 """(log probability in nats, whether greedy decoding would have written it)."""
-
-LOGITS_AT_ONCE = 2**26
-"""Floats of logits held at a time (256 MB): the vocabulary, not the hidden states, is what fills memory."""
 
 
 class Adapter(LM):
@@ -172,15 +170,10 @@ class Adapter(LM):
     def _compare(self, batch: list[Piece], hidden_ND: Tensor) -> dict[Piece, Score]:
         """Scores of the continuations, whose predictions' hidden states stand one after the other in `hidden_ND`."""
         targets = torch.tensor([token for _, continuation in batch for token in continuation], device=self._device)
-        log_probs, is_greedy = [], []
-        step = max(1, LOGITS_AT_ONCE // self.model.shape.vocab_size)
-        for hidden, wanted in zip(hidden_ND.split(step), targets.split(step), strict=True):
-            logits = self.model.logits(hidden).float()
-            log_probs.append(logits.gather(1, wanted[:, None])[:, 0].double() - logits.double().logsumexp(1))
-            is_greedy.append(logits.argmax(1) == wanted)
+        log_probs, is_greedy = token_log_probs(hidden_ND, self.model.head_VD, targets)
         lengths = [len(continuation) for _, continuation in batch]
-        sums = [float(part.sum()) for part in torch.cat(log_probs).split(lengths)]
-        greedy = [bool(part.all()) for part in torch.cat(is_greedy).split(lengths)]
+        sums = [float(part.sum()) for part in log_probs.split(lengths)]
+        greedy = [bool(part.all()) for part in is_greedy.split(lengths)]
         return dict(zip(batch, zip(sums, greedy, strict=True), strict=True))
 
     # --- generation -------------------------------------------------------------------------------------------------------------

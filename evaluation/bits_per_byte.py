@@ -16,8 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-Logits = Callable[[torch.Tensor], torch.Tensor]
-"""tokens_BT (int64) -> logits_BTV; causal, so padding at the right changes nothing to its left."""
+from models.losses import IGNORED
+
+Nats = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(tokens_BT, targets_BT), int64 -> nats_N of the targets that are not IGNORED, in their order; causal, so padding at the right
+changes nothing to its left."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def windows(row: int, length: int, context: int, overlap: float) -> Iterator[Win
 
 @torch.inference_mode()
 def document_nats(
-    logits: Logits,
+    nats_of: Nats,
     documents: Sequence[np.ndarray],
     end_id: int,
     context: int,
@@ -95,7 +98,7 @@ def document_nats(
     nats = np.zeros(len(work))
     done = 0
     for batch in _batches(work, batch_tokens):
-        nats[done : done + len(batch)] = _window_nats(logits, batch, documents, end_id, device)
+        nats[done : done + len(batch)] = _window_nats(nats_of, batch, documents, end_id, device)
         done += len(batch)
         if progress is not None:
             progress(done, len(work))
@@ -115,22 +118,20 @@ def _batches(work: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
         yield batch
 
 
-def _window_nats(logits: Logits, batch: list[Window], documents: Sequence[np.ndarray], end_id: int, device: str) -> np.ndarray:
+def _window_nats(nats_of: Nats, batch: list[Window], documents: Sequence[np.ndarray], end_id: int, device: str) -> np.ndarray:
     longest = max(w.end - w.start for w in batch)
     inputs = np.full((len(batch), longest), end_id, np.int64)
-    targets = np.full((len(batch), longest), end_id, np.int64)
-    counts = np.zeros((len(batch), longest), bool)
+    targets = np.full((len(batch), longest), IGNORED, np.int64)
     for i, w in enumerate(batch):
         ids = documents[w.row]
         length = w.end - w.start
         inputs[i, 0] = ids[w.start - 1] if w.start else end_id
         inputs[i, 1:length] = ids[w.start : w.end - 1]
-        targets[i, :length] = ids[w.start : w.end]
-        counts[i, w.scored - w.start : length] = True
-    logits_BTV = logits(torch.from_numpy(inputs).to(device)).float()
-    chosen_BT = logits_BTV.gather(2, torch.from_numpy(targets).to(device)[..., None])[..., 0]
-    nats_BT = (torch.logsumexp(logits_BTV, 2) - chosen_BT).double().cpu().numpy()
-    return np.where(counts, nats_BT, 0.0).sum(1)
+        targets[i, w.scored - w.start : length] = ids[w.scored : w.end]
+    nats_N = nats_of(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
+    nats_BT = np.zeros(targets.shape)
+    nats_BT[targets != IGNORED] = nats_N.double().cpu().numpy()
+    return nats_BT.sum(1)
 
 
 def score_by_domain(

@@ -31,9 +31,10 @@ from tokenizers import Tokenizer
 
 from contract.errors import InputError
 from evaluation.alignment import Responses, gain_figures, preference_figures, respond, response_figures, rewards
-from evaluation.bits_per_byte import document_nats, score_by_domain
+from evaluation.bits_per_byte import Nats, document_nats, score_by_domain
 from evaluation.config import EvaluateConfig
 from models.conversion import load_folder
+from models.losses import IGNORED, token_log_probs
 from models.transformer import ScalarModel, Transformer
 
 END_ID, PAD_ID = 0, 1
@@ -126,6 +127,14 @@ def load_model(folder: str, device: str) -> Transformer:
     return model
 
 
+def nats_by(model: Transformer) -> Nats:
+    def nats(tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        counts = targets_BT != IGNORED
+        return -token_log_probs(model.hidden(tokens_BT)[counts], model.head_VD, targets_BT[counts])[0]
+
+    return nats
+
+
 def bits_per_byte(
     models: dict[str, Transformer], tokenizer: Tokenizer, spec: dict[str, Any], config: EvaluateConfig, steps: Steps
 ) -> dict[str, Any]:
@@ -136,7 +145,9 @@ def bits_per_byte(
     scored = {}
     for name, model in models.items():
         progress = steps.begin(f"bits per byte of {name}")
-        nats = document_nats(model, documents, END_ID, model.shape.context, config.overlap, config.batch_tokens, spec["device"], progress)
+        nats = document_nats(
+            nats_by(model), documents, END_ID, model.shape.context, config.overlap, config.batch_tokens, spec["device"], progress
+        )
         scored[name] = {domain: score.to_json() for domain, score in score_by_domain(nats, documents, sizes, domains).items()}
         steps.end()
     found: dict[str, Any] = {"models": scored, "method": BITS_METHOD}

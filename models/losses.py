@@ -24,6 +24,25 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
     return nats
 
 
+@torch.inference_mode()
+def token_log_probs(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(log p of each target in fp64 nats, whether no token is likelier) of logits hidden · weight^T, summed in fp64 slab by slab."""
+    log_probs, is_greedy = [], []
+    rows = _rows(hidden_ND, weight_VD)
+    for hidden, target in zip(hidden_ND.split(rows), targets_N[:, None].split(rows), strict=True):
+        z = (hidden @ weight_VD.T).float()
+        top, of_target = z.amax(1, keepdim=True), z.gather(1, target)
+        total = (z - top).exp_().sum(1, keepdim=True, dtype=torch.float64)
+        log_probs.append(of_target.double() - top - total.log())
+        is_greedy.append(of_target == top)
+    return torch.cat(log_probs)[:, 0], torch.cat(is_greedy)[:, 0]
+
+
+def _rows(hidden_ND: Tensor, weight_VD: Tensor) -> int:
+    """Positions whose logits make a slab."""
+    return max(1, (SLAB_GPU if hidden_ND.is_cuda else SLAB) // len(weight_VD))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -32,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_gradient = any(ctx.needs_input_grad)
         d_hidden = torch.empty_like(hidden_ND) if wants_gradient else None
         d_weight = torch.zeros_like(weight_VD, dtype=kind) if wants_gradient else None
-        rows = max(1, (SLAB_GPU if hidden_ND.is_cuda else SLAB) // len(weight_VD))
+        rows = _rows(hidden_ND, weight_VD)
         for start in range(0, len(hidden_ND), rows):
             hidden, target = hidden_ND[start : start + rows], targets_N[start : start + rows, None]
             counts = target != IGNORED

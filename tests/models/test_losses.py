@@ -55,3 +55,14 @@ def example(ignored: bool) -> tuple[torch.Tensor, ...]:
 
 def gradients(nats: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (nats.detach(), *torch.autograd.grad(nats, inputs))
+
+
+def test_log_probs_equal_torchs_in_float64() -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(700, 16, generator=generator), torch.randn(3001, 16, generator=generator)
+    targets = torch.randint(3001, (700,), generator=generator)
+    targets[::2] = (hidden @ weight.T).argmax(1)[::2]
+    log_probs, is_greedy = losses.token_log_probs(hidden, weight, targets)
+    want = (hidden.double() @ weight.double().T).log_softmax(1)
+    torch.testing.assert_close(log_probs, want.gather(1, targets[:, None])[:, 0], rtol=0, atol=2e-5)  # the product itself is in fp32
+    assert is_greedy.tolist() == (want.argmax(1) == targets).tolist() and is_greedy[::2].all() and not is_greedy.all()

@@ -12,6 +12,7 @@ from moto.ec2.models.instances import Instance
 from moto.ec2.models.security_groups import SecurityGroupRule
 from moto.iam.access_control import PermissionResult
 from moto.s3.models import FakeBucket
+from moto.s3.responses import S3Response
 from moto.server import main
 
 _ACTIONS: dict[tuple[str, str], dict] = {}
@@ -160,6 +161,33 @@ Instance.attach_eni = attach_eni
 # --- moto reads a bucket policy's Deny without its Condition: ours (TLS only) would refuse everything
 
 FakeBucket.get_permission = lambda self, action, resource: PermissionResult.NEUTRAL
+
+# --- a lifecycle rule's number of newer versions that are kept
+
+_sl, _gl = FakeBucket.set_lifecycle, S3Response.get_bucket_lifecycle
+
+
+def sl(self, rules):
+    _sl(self, rules)
+    for kept, given in zip(self.rules, rules, strict=True):
+        kept.newer_versions = (given.get("NoncurrentVersionExpiration") or {}).get("NewerNoncurrentVersions")
+
+
+def gl(self):
+    plain = self.serialized
+
+    def with_newer(answer):
+        rules = answer.result["Rules"] if isinstance(answer.result, dict) else []  # an error is serialized here too
+        for shown, rule in zip(rules, self.backend.get_bucket_lifecycle(self.bucket_name) or [], strict=False):
+            if rule.newer_versions:
+                shown["NoncurrentVersionExpiration"]["NewerNoncurrentVersions"] = rule.newer_versions
+        return plain(answer)
+
+    self.serialized = with_newer
+    return _gl(self)
+
+
+FakeBucket.set_lifecycle, S3Response.get_bucket_lifecycle = sl, gl
 
 
 if __name__ == "__main__":
