@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bessemer: {said(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("bessemer: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        print("bessemer: stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)  # all is closed by now; threads of Ray still at work have crashed interpreters that wound down in order
 
 
 def _parser() -> argparse.ArgumentParser:
