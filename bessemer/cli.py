@@ -1,6 +1,7 @@
 """The command line: the same flows in the foreground, and what lies in the store."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -34,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bessemer: {said(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("bessemer: stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a terminal that is closed
+            print("bessemer: stopped; the same command goes on from here", file=sys.stderr, flush=True)
+            sys.stdout.flush()
         os._exit(130)  # all is closed by now; threads of Ray still at work have crashed interpreters that wound down in order
 
 
@@ -103,6 +105,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config, started = _config(arguments), time.monotonic()
     _stop_once_on_sigterm()
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, signal.default_int_handler)  # a terminal that closes is as Ctrl-C
     if arguments.flow == "pretrain" and config.run_on.pools():  # not refused: the presets for GPUs carry it, and "run" says where: here
         print("bessemer: run_on is for runs under Prefect and has no effect here: every stage runs on this machine", file=sys.stderr)
     config.store().probe()

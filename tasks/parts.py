@@ -4,6 +4,7 @@ Ray starts with the first stage that has more than one part, on `ray_address` wh
 Order, names and content do not depend on it: a part's work writes files of fixed names, and results return in plan order.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 from contract.config import RunOptions
@@ -29,6 +31,9 @@ LAST_WORDS_S = 1.0
 """How long Ray may take to bring what a worker said before it died."""
 SAID: queue.SimpleQueue[str] = queue.SimpleQueue()
 """What Ray's workers wrote to stderr. Ray hears of it on a thread of its own; Prefect's log knows a run by the thread of its stage."""
+
+SESSION: list[str] = []
+"""The socket of the Ray that this process has started; its processes are known by it."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,8 @@ def start_ray(run: RunOptions) -> bool:
         ) from error
     if before is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which ends the process without a checkpoint
+    if not run.ray_address:
+        SESSION.append(str(ray.nodes()[0]["RayletSocketName"]))
     _hear_workers()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -199,3 +206,9 @@ def stop_ray() -> None:
 
         if ray.is_initialized():
             ray.shutdown()
+    while SESSION:  # a worker that was starting when its raylet went looks for it for a minute
+        socket = SESSION.pop()
+        for process in psutil.process_iter(["cmdline"]):
+            if any(socket in argument for argument in process.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
