@@ -57,5 +57,6 @@ def test_smoke_through_a_faulty_store_ends_with_the_same_digests(undisturbed: St
             assert done.returncode == 0, ends
             assert digests(storage) == want
             assert not verify(storage, lambda *_: None).faults
+            print(f"{roots} runs, {proxy.requests} requests, {sum(proxy.served.values())} faults", flush=True)
     print(f"{sum(proxy.served.values())} faults in {proxy.requests} requests of {roots} runs: {dict(proxy.served)}; seed {SEED}")
     print(f"{len(ends)} ended before: {ends}")
