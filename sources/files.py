@@ -17,7 +17,7 @@ WILD = re.compile(r"[*?\[]")
 RECORDS = ("jsonl", "parquet")
 
 
-class SourceFile(NamedTuple):  # an environment has 100,000 of them, and a dataclass takes seven times as long to make
+class SourceFile(NamedTuple):  # an environment has 100,000 of them, and a dataclass takes four times as long to make
     """One file to read. `locator`, `form`, `compression`, `group` and `digest` are its identity; the rest is where it lies."""
 
     locator: str
