@@ -41,7 +41,7 @@ def _headline(figures: Figures, costs: Costs) -> str:
     scored = evaluation.get("bits_per_byte", {})
     cards = []
     if mixture := figures.get("mixture"):
-        cards.append(card(short(mixture["got"]), "training tokens", source(figures, "blocks")))
+        cards.append(card(short(mixture["got"]), "tokens in the mixture", source(figures, "blocks")))
     if base := scored.get("models", {}).get("base"):
         value = base["all"]["bits_per_byte"]
         cards.append(card(number(value, 4), "bits per byte of the pretrained model, validation", where))

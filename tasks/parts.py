@@ -206,9 +206,13 @@ def stop_ray() -> None:
 
         if ray.is_initialized():
             ray.shutdown()
-    while SESSION:  # a worker that was starting when its raylet went looks for it for a minute
-        socket = SESSION.pop()
-        for process in psutil.process_iter(["cmdline"]):
-            if any(socket in argument for argument in process.info["cmdline"] or ()):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+    while SESSION:
+        _end_left(SESSION.pop())
+
+
+def _end_left(socket: str) -> None:
+    """A worker that was starting when its raylet went looks for it for most of a minute; its command line names the raylet's socket."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any(socket in argument for argument in process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.Error):
+                process.kill()

@@ -38,7 +38,7 @@ class Nothing(Frozen):
     """The report has no settings: it shows what is there."""
 
 
-@stage(version=2, config=lambda c: Nothing())
+@stage(version=3, config=lambda c: Nothing())
 def report(
     documents: Artifact,
     config: Nothing,
