@@ -25,7 +25,10 @@ EXPIRY_S = 60.0
 
 @contextlib.contextmanager
 def hold(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: float = 2.0) -> Iterator[None]:
-    """Hold the lock for the block, renewed from a thread; `waiting` is told once, with the holder, when it is taken."""
+    """Hold the lock for the block, renewed from a thread; `waiting` is told once, with the holder, when it is taken.
+
+    poll_s: between two looks at a lock that is taken, in the end; the first follow sooner, as many stages take a second.
+    """
     path = _take(storage, name, waiting, poll_s)
     stop = threading.Event()
 
@@ -76,7 +79,7 @@ def _is_gone(owner: str) -> bool:
 
 
 def _take(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: float) -> str:
-    folder, said = f"locks/{name}/", False
+    folder, said, pause = f"locks/{name}/", False, poll_s / 32
     while True:
         entries = storage.list(folder)
         number, holder, expires = 0, "", 0.0
@@ -97,4 +100,5 @@ def _take(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: f
             who = holder.split(" of ")[0]
             waiting(f"waiting for {who}, which makes the same artifact; should it die, its lock is free within {EXPIRY_S:.0f} s")
             said = True
-        time.sleep(poll_s)
+        time.sleep(pause)
+        pause = min(poll_s, 2 * pause)

@@ -8,8 +8,7 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,7 +60,7 @@ def stage(
     """Declare a stage. Its name is the function's; its parameters other than `config` and `out` are its input roles.
 
     counts: the role whose documents must all have come in. rows: whether the rows of part-*.parquet are the documents that
-    came "in" or went "out". external: digests of outside bytes. exclusive: one run at a time makes it, others wait.
+    came "in" or went "out". external: digests of outside bytes. exclusive: it needs the whole machine, Ray is stopped before it.
     """
 
     def declare(work: Callable[..., Ledger]) -> Stage:
@@ -194,22 +193,26 @@ class Engine:
             "external": dict(stage.external(config, self.storage)) if stage.external else {},
         }
         fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
-        found = find(self.storage, stage.name, fingerprint)
-        why = self._why(stage, identity, given, found, _dotted(self.config, config))
-        reuse = found if why == "" else None
-        return Planned(stage, config, given, identity, fingerprint, reuse, found if reuse is None else None, why)
+        return self._looked_up(Planned(stage, config, given, identity, fingerprint, None, None, ""))
 
-    def _why(self, stage: Stage, identity: dict, inputs: Mapping[str, Artifact | Promise], found: Artifact | None, prefix: str) -> str:
+    def _looked_up(self, planned: Planned) -> Planned:
+        """What the store holds of it now."""
+        found = find(self.storage, planned.stage.name, planned.fingerprint)
+        why = self._why(planned, found)
+        return replace(planned, reuse=None if why else found, damaged=found if why else None, why=why)
+
+    def _why(self, planned: Planned, found: Artifact | None) -> str:
         """The reason to run; empty when the artifact found can be reused."""
+        name = planned.stage.name
         if found is None:
-            why = difference(self._last(stage.name), identity, prefix)
-            changed = unreadable(self.storage, stage.name, hashlib.sha256(canonical_json(identity)).hexdigest())
-            return f"{changed[0]} is changed in the store" if changed else why
-        if self.force(stage.name):
+            changed = unreadable(self.storage, name, planned.fingerprint)
+            prefix = _dotted(self.config, planned.config)
+            return f"{changed[0]} is changed in the store" if changed else difference(self._last(name), planned.identity, prefix)
+        if self.force(name):
             return "forced"
-        if name := found.damaged():
-            return f"{name} is missing or changed in the store"
-        for role, artifact in inputs.items():
+        if file := found.damaged():
+            return f"{file} is missing or changed in the store"
+        for role, artifact in planned.inputs.items():
             if isinstance(artifact, Artifact) and found.manifest["inputs"][role]["digest"] != artifact.digest:
                 return f"{role} was rebuilt with other content"
         return ""
@@ -222,20 +225,17 @@ class Engine:
             self.journal.finished(planned.reuse, "cached", "", time.monotonic() - started)
             return planned.reuse
         inputs = {role: artifact for role, artifact in planned.inputs.items() if isinstance(artifact, Artifact)}
-        with ExitStack() as stack:
-            if stage.exclusive:
-                waiting = partial(self.journal.warn, stage.name)
-                stack.enter_context(hold(self.storage, f"{stage.name}-{planned.fingerprint[:32]}", waiting))
-                again = self.plan(stage, inputs)
-                if again.reuse is not None:  # the run that held the lock made it
-                    return self.run(again)
+        with hold(self.storage, f"{stage.name}-{planned.fingerprint[:32]}", partial(self.journal.warn, stage.name)):
+            planned = self._looked_up(planned)
+            if planned.reuse is not None:  # the run that held the lock made it
+                return self.run(planned)
             try:
                 artifact, resumed = self._make(planned, inputs)
             except (PipelineError, OSError):
-                again = self.plan(stage, inputs)
-                if again.reuse is None or self.force(stage.name):
+                planned = self._looked_up(planned)
+                if planned.reuse is None:
                     raise
-                return self.run(again)  # a faster run published meanwhile, and tidied what we were reading
+                return self.run(planned)  # a run that took the lock over published meanwhile, and tidied what we were reading
         self._remember(planned)
         self.journal.finished(artifact, "resumed" if resumed else "ran", planned.why, time.monotonic() - started)
         return artifact

@@ -53,8 +53,9 @@ class Installation:
         command = [sys.executable, "-m", "bessemer.cli", *arguments]
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
-    def start(self, flow: str, deployment: str = "full", **overrides: Any) -> str:
-        done = self.prefect("deployment", "run", f"{flow}/{deployment}", "-p", "preset=smoke", "-p", f"overrides={json.dumps(overrides)}")
+    def start(self, flow: str, deployment: str = "full", preset: str = "smoke", **overrides: Any) -> str:
+        parameters = ["-p", f"preset={preset}", "-p", f"overrides={json.dumps(overrides)}"]
+        done = self.prefect("deployment", "run", f"{flow}/{deployment}", *parameters)
         assert done.returncode == 0, done.stdout + done.stderr
         return next(line.split()[-1] for line in done.stdout.splitlines() if "UUID:" in line)
 

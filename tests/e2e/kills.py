@@ -53,6 +53,7 @@ class Life:
     storage: Storage
     temp: Path
     stages: list[tuple[str, str]]
+    workers: int
     seconds: float = 0.0
     back_s: list[float] = field(default_factory=list)
     hits: list[tuple[str, str]] = field(default_factory=list)
@@ -62,15 +63,18 @@ class Life:
         """A run until `moment` says to kill it, or to its end; whether it ended by itself."""
         mark, began, records = f"{os.getpid()}-{time.time_ns()}", time.monotonic(), len(self.storage.list("runs/"))
         environment = os.environ | {MARK: mark, "TMPDIR": str(self.temp), "RAY_TMPDIR": "/tmp", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
-        line = [*command(self.storage), "--set", "run.workers=1"]
+        line = [*command(self.storage), "--set", f"run.workers={self.workers}"]
         process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
         said: list[tuple[float, str]] = []
         assert process.stdout is not None
         reader = threading.Thread(target=lambda: said.extend((time.monotonic() - began, text) for text in process.stdout or ()))
         reader.start()
-        killed = moment(process, said)
-        if killed:
-            process.kill()
+        killed = True
+        try:
+            killed = moment(process, said)
+        finally:
+            if killed:  # or this program itself is being ended
+                process.kill()
         status = process.wait()
         self.seconds += time.monotonic() - began
         reader.join()
@@ -195,7 +199,7 @@ def report(what: str, lives: list[Life], place: "Places", seed: int) -> int:
             rows.append({"store": store, "roots": len(mine), "kills": kills, "undisturbed_s": undisturbed, "lost_s": lost})
             print(f"| {store} | {len(mine)} | {kills} | {undisturbed:.0f} | {lost:.1f} | {sum(back) / max(1, len(back)):.1f} |")
     print(f"\n{len(differing)} differing digests" + "".join(f"\n  {line}" for line in differing))
-    conditions = {"cores": os.cpu_count(), "python": platform.python_version(), "commit": commit(), "seed": seed}
+    conditions = {"cores": os.cpu_count(), "python": platform.python_version(), "commit": commit(), "seed": seed, "workers": place.workers}
     print(json.dumps({"kills": sum(hits.values()), "differing": len(differing), "stores": rows, "conditions": conditions}))
     return 1 if differing else 0
 
@@ -207,8 +211,8 @@ def commit() -> str:
 class Places:
     """Where the roots are, and the undisturbed ones that they are held to: one a kind of store, for its time."""
 
-    def __init__(self, folder: Path, endpoint: str, stores: list[str]) -> None:
-        self.folder, self.endpoint = folder, endpoint
+    def __init__(self, folder: Path, endpoint: str, stores: list[str], workers: int) -> None:
+        self.folder, self.endpoint, self.workers = folder, endpoint, workers
         self.baseline: dict[str, float] = {}
         for store in stores:
             life = self.life(store, -1)
@@ -227,7 +231,7 @@ class Places:
         else:
             boto3.client("s3", endpoint_url=self.endpoint).create_bucket(Bucket=f"faults-{number + 1}")
             storage = open_root(f"s3://faults-{number + 1}/root", self.endpoint)
-        return Life(storage, temp, known.stages if known else [])
+        return Life(storage, temp, known.stages if known else [], self.workers)
 
 
 @contextmanager
@@ -257,6 +261,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--mean", type=float, default=15.0, help="seconds between kills, on average")
+    parser.add_argument("--workers", type=int, default=1, help="run.workers: with 2 each run starts a Ray of its own, which takes seconds")
     parser.add_argument("--stores", default="disk,s3", help="where the roots of `random` are, in turn")
     options = parser.parse_args()
     prepare_environment()
@@ -266,7 +271,7 @@ def main() -> int:
     stores = ["disk"] if options.what == "chained" else options.stores.split(",")
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, s3_server("s3" in stores) as endpoint:
         os.environ["BESSEMER_CACHE"] = f"{folder}/cache"
-        place = Places(Path(folder), endpoint, stores)
+        place = Places(Path(folder), endpoint, stores, options.workers)
         if options.what == "chained":
             return chained(place, options.seed)
         return at_random(place, options.kills, options.seed, options.mean, stores)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import psutil
 import pytest
 
 from bessemer import processes
+from bessemer.config import load
 from store.records import records
-from store.storage import Storage
+from store.storage import Storage, open_root
 from tests.e2e.installation import ROOT, Installation, is_final, on_demand
 
 pytestmark = [pytest.mark.e2e, on_demand]
@@ -71,6 +73,26 @@ def test_two_runs_at_once_make_one_artifact_and_the_one_that_waits_says_for_what
     assert len(manifests(undisturbed, "pretrain") - before) == 1
     said = [line for id in ids for line in installed.lines(id) if "waiting for" in line]
     assert len(said) == 1 and "which makes the same artifact" in said[0], said
+
+
+def test_two_presets_at_once_share_their_first_stages_and_the_one_that_waits_says_so(installed: Installation, tmp_path: Path):
+    """The laptop's, given the smoke preset's curation, differs from it in the size of the mixture: all before `mix` is one work."""
+    storage, smoke = open_root((tmp_path / "root").as_uri()), load("smoke").model_dump(mode="json")
+    common = {"storage.root": storage.uri, "run.workers": 1}
+    alike = {name: smoke[name] for name in smoke if name not in ("storage", "run", "model", "train", "align", "evaluate")}
+    alike["evaluate.items"] = smoke["evaluate"]["items"]
+    ids = [
+        installed.start("curate", **common),
+        installed.start("curate", preset="laptop", **common, **alike, **{"mix.total_tokens": 150_000}),
+    ]
+    runs = [installed.wait(id, is_final, 600) for id in ids]
+    assert [run["state"]["name"] for run in runs] == ["Completed", "Completed"], [run["state"] for run in runs]
+    made = Counter(entry.path.split("/")[1] for entry in storage.list("artifacts/") if "/manifest-" in entry.path)
+    assert {name: count for name, count in made.items() if count > 1} == {"mix": 2, "gate_mix": 2}
+    assert any("waiting for" in line and "which makes the same artifact" in line for id in ids for line in installed.lines(id))
+    both = [dict(installed.tasks(id)) for id in ids]
+    for name in set(both[0]) - {"mix", "gate_mix"}:
+        assert sorted(tasks[name] for tasks in both) == ["Cached", "Completed"], name
 
 
 def test_a_cancelled_run_leaves_no_process_and_is_not_taken_up_again(installed: Installation, undisturbed: Storage):

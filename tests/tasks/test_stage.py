@@ -110,7 +110,7 @@ def test_two_runs_at_once_make_one_artifact(storage: Storage):
 
 
 def test_a_slower_run_keeps_the_parts_that_the_faster_one_adopted(local: Storage):
-    """B seals its parts, A adopts them and publishes first; B must not tidy away what A's manifest names."""
+    """B seals its parts and is away until its lock expires, A adopts them and publishes; B must not tidy away what A's manifest names."""
     numbers = toy.pipeline(toy.engine(local))[0]
     fast, slow = toy.engine(local, toy.Config(power=3)), toy.engine(local, toy.Config(power=3))
     planned = slow.plan(toy.squares, {"numbers": numbers})
@@ -118,6 +118,8 @@ def test_a_slower_run_keeps_the_parts_that_the_faster_one_adopted(local: Storage
 
     def work(numbers, config, out):
         ledger = toy.squares.work(numbers=numbers, config=config, out=out)
+        for entry in local.list("locks/"):
+            local.delete(entry.path)
         made_by_fast.append(fast.run(fast.plan(toy.squares, {"numbers": numbers})))
         return ledger
 
