@@ -7,9 +7,10 @@ requests share a context does not depend on the batch size. Text is text: a lite
 Importing this imports lm_eval: settings that it reads at import (evaluation/lm_eval_run.py, `quiet`) come first.
 """
 
+import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from evaluation.passes import Each, batches
 from models.generation import generate, left_pad
 from models.losses import token_log_probs
 from models.transformer import Cache, Transformer
@@ -34,14 +36,22 @@ Score = tuple[float, bool]
 class Adapter(LM):
     """lm-eval's `LM` over a `Transformer` and its tokenizer.json.
 
-    batch_tokens: positions in one forward pass, padding included, at most. seed: of sampled generations.
+    batch_tokens: positions in one forward pass, padding included, at most. seed: of sampled generations. each: evaluation/passes.py.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, end_id: int = 0, pad_id: int = 1, batch_tokens: int = 16_384, seed: int = 1
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        end_id: int = 0,
+        pad_id: int = 1,
+        batch_tokens: int = 16_384,
+        seed: int = 1,
+        each: Each = map,
     ) -> None:
         super().__init__()
         self.model, self.end_id, self.pad_id, self.batch_tokens, self.seed = model, end_id, pad_id, batch_tokens, seed
+        self.each = each
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: the next line is a setting of the object
         self.tokenizer.encode_special_tokens = True
         self.context: int = model.shape.context
@@ -101,15 +111,14 @@ class Adapter(LM):
 
     # --- log probabilities ------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def _score(self, pairs: list[Piece]) -> list[Score]:
         pieces = [list(self._pieces(*pair)) for pair in pairs]
         found: dict[Piece, Score] = {}
         alone, shared = _by_context({piece for group in pieces for piece in group}, self.context)
-        for batch in self._batches(sorted(alone, key=_longest_first), lambda piece: (1, len(piece[0]) + len(piece[1]))):
-            found |= self._score_alone(batch)
-        for group in self._batches(shared, lambda group: (len(group), len(group[0][0]) + max(len(c) for _, c in group))):
-            found |= self._score_shared(group)
+        rows = batches(sorted(alone, key=_longest_first), lambda piece: (1, len(piece[0]) + len(piece[1])), self.batch_tokens)
+        groups = batches(shared, lambda group: (len(group), len(group[0][0]) + max(len(c) for _, c in group)), self.batch_tokens)
+        for scores in itertools.chain(self.each(self._score_alone, rows), self.each(self._score_shared, groups)):
+            found |= scores
         return [(float(sum(found[p][0] for p in group)), all(found[p][1] for p in group)) for group in pieces]
 
     def _pieces(self, context: Ids, continuation: Ids) -> Iterator[Piece]:
@@ -124,20 +133,7 @@ class Adapter(LM):
             before, scored = make_disjoint_window(window)
             yield tuple(before), tuple(scored)
 
-    def _batches(self, items: list[Any], cost: Callable[[Any], tuple[int, int]]) -> Iterator[list[Any]]:
-        """Consecutive items, at least one, whose rows times their greatest width stay within batch_tokens. cost: (rows, width)."""
-        batch: list[Any] = []
-        rows = width = 0
-        for item in items:
-            more, wide = cost(item)
-            if batch and (rows + more) * max(width, wide) > self.batch_tokens:
-                yield batch
-                batch, rows, width = [], 0, 0
-            batch.append(item)
-            rows, width = rows + more, max(width, wide)
-        if batch:
-            yield batch
-
+    @torch.inference_mode()
     def _score_alone(self, batch: list[Piece]) -> dict[Piece, Score]:
         """Padded on the right, so plain causal attention: a real token never looks at padding."""
         width = max(len(context) + len(continuation) for context, continuation in batch) - 1
@@ -147,6 +143,7 @@ class Adapter(LM):
         at = torch.cat([hidden[i, start:end] for i, (start, end) in enumerate(spans)])
         return self._compare(batch, at)
 
+    @torch.inference_mode()
     def _score_shared(self, groups: list[list[Piece]]) -> dict[Piece, Score]:
         """Contexts once, padded on the left; then each one's keys and values beside each of its continuations."""
         tokens, mask = left_pad([list(group[0][0]) for group in groups], self.pad_id, self._device)
@@ -190,7 +187,7 @@ class Adapter(LM):
             return any(stop in text for stop in until)
 
         generator = torch.Generator().manual_seed(self.seed)
-        for rows in self._batches(order, lambda i: (1, len(cut[i]) + most)):
+        for rows in batches(order, lambda i: (1, len(cut[i]) + most), self.batch_tokens):
             generated = generate(
                 self.model,
                 [cut[i] for i in rows],

@@ -12,6 +12,7 @@ import torch
 from contract.errors import InputError
 from evaluation.config import EvaluateConfig
 from evaluation.intervals import mean_interval, paired_interval, share_interval
+from evaluation.passes import Each, batches
 from models.generation import Generated, generate
 from models.transformer import ScalarModel, Transformer
 
@@ -41,25 +42,31 @@ def respond(
     end_id: int,
     pad_id: int,
     progress: Progress | None = None,
+    each: Each = map,
 ) -> Responses:
     """Sample with equal random numbers for every model, and compare with `reference` at each position of the response.
 
     KL(model || reference) is exact at each position (a sum over the whole vocabulary), which has less variance than the log ratio
     of the token drawn; its mean over sampled positions is the KL a token.
     """
-    made = Responses([], [], [], [])
-    for start in range(0, len(prompts), ROWS):
-        batch = [list(prompt) for prompt in prompts[start : start + ROWS]]
+
+    def batch(start: int) -> tuple[Generated, list[float]]:
+        asked = [list(prompt) for prompt in prompts[start : start + ROWS]]
         generator = torch.Generator().manual_seed(config.seed + start)
-        drawn = generate(model, batch, config.max_new_tokens, end_id, pad_id, config.temperature, config.top_k, generator)
+        drawn = generate(model, asked, config.max_new_tokens, end_id, pad_id, config.temperature, config.top_k, generator)
+        return drawn, _kl(model, reference, drawn)
+
+    made, done = Responses([], [], [], []), 0
+    for drawn, kl_nats in each(batch, range(0, len(prompts), ROWS)):
         last = drawn.mask_BR.sum(1) - 1
         ends = drawn.tokens_BR.gather(1, last[:, None])[:, 0] == end_id
         made.tokens.extend(drawn.responses(end_id))
         made.ended.extend(ends.tolist())
-        made.kl_nats.extend(_kl(model, reference, drawn))
+        made.kl_nats.extend(kl_nats)
         made.scored_tokens.extend(drawn.mask_BR.sum(1).tolist())
+        done += len(kl_nats)
         if progress is not None:
-            progress(min(start + ROWS, len(prompts)), len(prompts))
+            progress(done, len(prompts))
     return made
 
 
@@ -106,29 +113,32 @@ def gain_figures(
     }
 
 
-@torch.inference_mode()
 def rewards(
-    model: ScalarModel, sequences: Sequence[list[int]], pad_id: int, batch_tokens: int, progress: Progress | None = None
+    model: ScalarModel,
+    sequences: Sequence[list[int]],
+    pad_id: int,
+    batch_tokens: int,
+    progress: Progress | None = None,
+    each: Each = map,
 ) -> np.ndarray:
     """The reward of each sequence (prompt, response, end token), padded on the right in batches of about equal length."""
-    device = model.score.weight.device
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
-    values = np.zeros(len(sequences))
-    done = 0
-    while done < len(order):
-        # lengths rise, so this many fit only if the longest of them says so too
-        count = max(1, batch_tokens // max(1, len(sequences[order[done]])))
-        rows = order[done : done + count]
-        while len(rows) > 1 and len(rows) * len(sequences[rows[-1]]) > batch_tokens:
-            rows = rows[:-1]
-        width = len(sequences[rows[-1]])
-        tokens = torch.tensor([sequences[i] + [pad_id] * (width - len(sequences[i])) for i in rows], device=device)
-        mask = torch.tensor([[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in rows], device=device)
-        values[rows] = model.reward(tokens, mask).float().cpu().numpy()
-        done += len(rows)
+    values, done = np.zeros(len(sequences)), 0
+    together = batches(order, lambda i: (1, len(sequences[i])), batch_tokens)
+    for of_rows in each(lambda rows: _row_rewards(model, [sequences[i] for i in rows], pad_id), together):
+        values[order[done : done + len(of_rows)]] = of_rows
+        done += len(of_rows)
         if progress is not None:
             progress(done, len(order))
     return values
+
+
+@torch.inference_mode()
+def _row_rewards(model: ScalarModel, rows: list[list[int]], pad_id: int) -> np.ndarray:
+    device, width = model.score.weight.device, len(rows[-1])
+    tokens = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids in rows], device=device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows], device=device)
+    return model.reward(tokens, mask).float().cpu().numpy()
 
 
 def preference_figures(chosen: np.ndarray, rejected: np.ndarray, lengths: np.ndarray, kinds: Sequence[str], prompts: Sequence[str]) -> dict:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from evaluation.passes import Each, batches
 from models.losses import IGNORED
 
 Nats = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -77,7 +78,6 @@ def windows(row: int, length: int, context: int, overlap: float) -> Iterator[Win
         yield Window(row, end - context, scored, end)
 
 
-@torch.inference_mode()
 def document_nats(
     nats_of: Nats,
     documents: Sequence[np.ndarray],
@@ -87,6 +87,7 @@ def document_nats(
     batch_tokens: int = 16_384,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    each: Each = map,
 ) -> np.ndarray:
     """Nats of each document, float64. `documents`: token ids, the end token last.
 
@@ -97,9 +98,10 @@ def document_nats(
     work.sort(key=lambda w: (w.end - w.start, w.row, w.start))
     nats = np.zeros(len(work))
     done = 0
-    for batch in _batches(work, batch_tokens):
-        nats[done : done + len(batch)] = _window_nats(nats_of, batch, documents, end_id, device)
-        done += len(batch)
+    together = batches(work, lambda w: (1, w.end - w.start), batch_tokens)
+    for of_batch in each(lambda batch: _window_nats(nats_of, batch, documents, end_id, device), together):
+        nats[done : done + len(of_batch)] = of_batch
+        done += len(of_batch)
         if progress is not None:
             progress(done, len(work))
     rows = np.array([w.row for w in work], np.int64)
@@ -107,17 +109,7 @@ def document_nats(
     return np.bincount(rows[order], weights=nats[order], minlength=len(documents))
 
 
-def _batches(work: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
-    batch: list[Window] = []
-    for window in work:  # lengths rise, so the newest is the longest of its batch
-        if batch and (len(batch) + 1) * (window.end - window.start) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
-
-
+@torch.inference_mode()
 def _window_nats(nats_of: Nats, batch: list[Window], documents: Sequence[np.ndarray], end_id: int, device: str) -> np.ndarray:
     longest = max(w.end - w.start for w in batch)
     inputs = np.full((len(batch), longest), end_id, np.int64)

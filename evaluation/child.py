@@ -33,6 +33,7 @@ from contract.errors import InputError
 from evaluation.alignment import Responses, gain_figures, preference_figures, respond, response_figures, rewards
 from evaluation.bits_per_byte import Nats, document_nats, score_by_domain
 from evaluation.config import EvaluateConfig
+from evaluation.passes import Each, passes
 from models.conversion import load_folder
 from models.losses import IGNORED, token_log_probs
 from models.transformer import ScalarModel, Transformer
@@ -98,10 +99,25 @@ def main(path: str) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Work:
+    """What every part of the evaluation is given."""
+
+    spec: dict[str, Any]
+    config: EvaluateConfig
+    tokenizer: Tokenizer
+    steps: Steps
+    each: Each
+    batch_tokens: int
+    """Tokens of a forward pass: what the configuration allows, shared out among those that go side by side."""
+
+    @property
+    def out(self) -> Path:
+        return Path(self.spec["out"])
+
+
 def evaluate(spec: dict[str, Any], say: Callable[[Line], None]) -> None:
-    config, out = EvaluateConfig.model_validate(spec["config"]), Path(spec["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(spec["threads"])
+    config = EvaluateConfig.model_validate(spec["config"])
     models = {name: load_model(folder, spec["device"]) for name, folder in spec["models"].items()}
     tokenizer = Tokenizer.from_file(spec["tokenizer"])
     tokenizer.encode_special_tokens = True  # a literal special token in a text is text
@@ -109,16 +125,18 @@ def evaluate(spec: dict[str, Any], say: Callable[[Line], None]) -> None:
     aligned = policies if spec.get("prompts") else []
     asked = Asked.read(tokenizer, spec, config, models["sft"].shape.context) if aligned else None  # refused before any work is done
     scored = {name: model for name, model in models.items() if config.scored is None or name in config.scored}
-    work = len(scored) * (1 + has_items) + len(aligned) + bool(spec.get("reward")) + bool(spec.get("blocks"))
-    steps = Steps(work, say)
+    parts = len(scored) * (1 + has_items) + len(aligned) + bool(spec.get("reward")) + bool(spec.get("blocks"))
 
-    result: dict[str, Any] = {"bits_per_byte": bits_per_byte(scored, tokenizer, spec, config, steps)}
-    result["tasks"] = tasks(scored, tokenizer, spec, config, out, steps) if has_items else {}
-    if asked is not None:
-        result["alignment"] = alignment({name: models[name] for name in aligned}, asked, tokenizer, spec, config, out, steps)
-    if spec.get("reward"):
-        result["reward_model"] = reward_model(tokenizer, spec, config, steps)
-    (out / "evaluation.json").write_bytes(orjson.dumps(result, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
+    with passes(spec["threads"], spec["device"]) as (each, side_by_side):
+        work = Work(spec, config, tokenizer, Steps(parts, say), each, max(1, config.batch_tokens // side_by_side))
+        work.out.mkdir(parents=True, exist_ok=True)
+        result: dict[str, Any] = {"bits_per_byte": bits_per_byte(scored, work)}
+        result["tasks"] = tasks(scored, work) if has_items else {}
+        if asked is not None:
+            result["alignment"] = alignment({name: models[name] for name in aligned}, asked, work)
+        if spec.get("reward"):
+            result["reward_model"] = reward_model(work)
+    (work.out / "evaluation.json").write_bytes(orjson.dumps(result, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
 
 
 def load_model(folder: str, device: str) -> Transformer:
@@ -135,40 +153,36 @@ def nats_by(model: Transformer) -> Nats:
     return nats
 
 
-def bits_per_byte(
-    models: dict[str, Transformer], tokenizer: Tokenizer, spec: dict[str, Any], config: EvaluateConfig, steps: Steps
-) -> dict[str, Any]:
+def bits_per_byte(models: dict[str, Transformer], work: Work) -> dict[str, Any]:
     """Every model over the same validation documents; baselines beside them."""
-    table = pq.read_table(spec["validation"])
+    table = pq.read_table(work.spec["validation"])
     documents = ids_of(table)
     sizes, domains = table["text_bytes"].to_pylist(), table["domain"].to_pylist()
     scored = {}
     for name, model in models.items():
-        progress = steps.begin(f"bits per byte of {name}")
-        nats = document_nats(
-            nats_by(model), documents, END_ID, model.shape.context, config.overlap, config.batch_tokens, spec["device"], progress
-        )
+        progress = work.steps.begin(f"bits per byte of {name}")
+        settings = (END_ID, model.shape.context, work.config.overlap, work.batch_tokens, work.spec["device"])
+        nats = document_nats(nats_by(model), documents, *settings, progress, work.each)
         scored[name] = {domain: score.to_json() for domain, score in score_by_domain(nats, documents, sizes, domains).items()}
-        steps.end()
+        work.steps.end()
     found: dict[str, Any] = {"models": scored, "method": BITS_METHOD}
-    if spec.get("blocks"):
-        steps.begin("baselines")
-        found |= baselines(documents, sizes, domains, tokenizer, spec, config)
-        steps.end()
+    if work.spec.get("blocks"):
+        work.steps.begin("baselines")
+        found |= baselines(documents, sizes, domains, work)
+        work.steps.end()
     return found
 
 
-def baselines(
-    documents: list[np.ndarray], sizes: list[int], domains: list[str], tokenizer: Tokenizer, spec: dict[str, Any], config: EvaluateConfig
-) -> dict[str, Any]:
+def baselines(documents: list[np.ndarray], sizes: list[int], domains: list[str], work: Work) -> dict[str, Any]:
     """Bigram and KenLM of blocks that the base model was trained on, and gzip -9 of the validation text itself."""
     from evaluation.baselines import bigram, block_pairs, gzip_bits_per_byte, kenlm_document_nats, train_kenlm
     from evaluation.baselines import document_nats as bigram_nats
 
+    spec, tokenizer = work.spec, work.tokenizer
     blocks, vocab_size = np.load(spec["blocks"], allow_pickle=False), spec["vocab_size"]
-    folder = Path(spec["out"]).parent / "kenlm"
+    folder = work.out.parent / "kenlm"
     folder.mkdir(exist_ok=True)
-    binary = train_kenlm(blocks, config.baseline_order, Path(spec["lmplz"]), Path(spec["build_binary"]), folder)
+    binary = train_kenlm(blocks, work.config.baseline_order, Path(spec["lmplz"]), Path(spec["build_binary"]), folder)
     nats = {
         "bigram": bigram_nats(bigram(*block_pairs(blocks), vocab_size), documents, END_ID),
         "kenlm": kenlm_document_nats(binary, documents, END_ID, vocab_size),
@@ -192,24 +206,23 @@ def ids_of(table: pa.Table) -> list[np.ndarray]:
     return [values[start:end] for start, end in itertools.pairwise(offsets)]
 
 
-def tasks(
-    models: dict[str, Transformer], tokenizer: Tokenizer, spec: dict[str, Any], config: EvaluateConfig, out: Path, steps: Steps
-) -> dict[str, Any]:
+def tasks(models: dict[str, Transformer], work: Work) -> dict[str, Any]:
     """lm-eval's scores of every model over the same items."""
     from evaluation.lm_eval_run import quiet, run, summarise
 
-    quiet(out.parent / "lm_eval_cache")
+    scratch = work.out.parent
+    quiet(scratch / "lm_eval_cache")
     from evaluation.adapter import Adapter  # imports lm_eval, so after `quiet`
 
-    items, answers, found = pq.read_table(spec["items"]), [], {}
+    items, answers, found = pq.read_table(work.spec["items"]), [], {}
     for name, model in models.items():
-        steps.begin(f"multiple choice of {name}")
-        adapter = Adapter(model, tokenizer, END_ID, PAD_ID, config.batch_tokens, config.seed)
-        answered = run(adapter, items, out.parent / "lm_eval_tasks")
+        work.steps.begin(f"multiple choice of {name}")
+        adapter = Adapter(model, work.tokenizer, END_ID, PAD_ID, work.batch_tokens, work.config.seed, work.each)
+        answered = run(adapter, items, scratch / "lm_eval_tasks")
         found[name] = summarise(answered, items)
         answers.append(answered.add_column(0, "model", pa.array([name] * len(answered), pa.string())))
-        steps.end()
-    pq.write_table(pa.concat_tables(answers), out / "answers.parquet", compression="zstd")
+        work.steps.end()
+    pq.write_table(pa.concat_tables(answers), work.out / "answers.parquet", compression="zstd")
     return found
 
 
@@ -236,33 +249,25 @@ class Asked:
         return cls([rows[i] for i in kept], [encoded[i] for i in kept], len(rows) - len(fits))
 
 
-def alignment(
-    models: dict[str, Transformer],
-    asked: Asked,
-    tokenizer: Tokenizer,
-    spec: dict[str, Any],
-    config: EvaluateConfig,
-    out: Path,
-    steps: Steps,
-) -> dict[str, Any]:
+def alignment(models: dict[str, Transformer], asked: Asked, work: Work) -> dict[str, Any]:
     """Responses of SFT and of what alignment made of it, judged by the gold reward."""
     from evaluation.gold import Gold
 
-    gold, before, rows = Gold.load(Path(spec["gold"])), models["sft"], asked.rows
+    gold, before, rows = Gold.load(Path(work.spec["gold"])), models["sft"], asked.rows
     texts_asked, groups, names = ([row[key] for row in rows] for key in ("prompt", "group", "names"))
     made: dict[str, Responses] = {}
     texts: dict[str, list[str]] = {}
     scores: dict[str, list[float]] = {}
     gold_parts: dict[str, dict[str, float]] = {}
     for name, model in models.items():
-        progress = steps.begin(f"responses of {name}")
-        made[name] = respond(model, before, asked.ids, config, END_ID, PAD_ID, progress)
-        texts[name] = [tokenizer.decode(ids) for ids in made[name].tokens]
+        progress = work.steps.begin(f"responses of {name}")
+        made[name] = respond(model, before, asked.ids, work.config, END_ID, PAD_ID, progress, work.each)
+        texts[name] = [work.tokenizer.decode(ids) for ids in made[name].tokens]
         scores[name] = [float(value) for value in gold.score(texts_asked, texts[name], names, made[name].ended)]
         parts = gold.parts(texts_asked, texts[name], names, made[name].ended)
         gold_parts[name] = {part: float(np.nanmean(values)) for part, values in parts.items() if not np.isnan(values).all()}
-        steps.end()
-    _write_responses(out / "responses.parquet", rows, texts, scores, made)
+        work.steps.end()
+    _write_responses(work.out / "responses.parquet", rows, texts, scores, made)
     return {
         "method": ALIGNMENT_METHOD,
         "prompts": len(rows),
@@ -274,7 +279,7 @@ def alignment(
                 "prompt": texts_asked[i],
                 "responses": {name: {"text": texts[name][i], "gold": scores[name][i]} for name in models},
             }
-            for i in range(min(config.samples, len(rows)))
+            for i in range(min(work.config.samples, len(rows)))
         ],
     }
 
@@ -300,9 +305,9 @@ def _write_responses(
     pq.write_table(pa.concat_tables(tables), path, compression="zstd")
 
 
-def reward_model(tokenizer: Tokenizer, spec: dict[str, Any], config: EvaluateConfig, steps: Steps) -> dict[str, Any]:
+def reward_model(work: Work) -> dict[str, Any]:
     """Accuracy on the test pairs by kind of negative. Pairs that do not fit the context are left out and counted."""
-    progress = steps.begin("reward model")
+    progress, spec, tokenizer = work.steps.begin("reward model"), work.spec, work.tokenizer
     model = load_folder(Path(spec["reward"])).to(spec["device"]).eval()
     assert isinstance(model, ScalarModel), f"{spec['reward']} holds no reward model"
     rows = pq.read_table(spec["preferences"]).to_pylist()
@@ -312,12 +317,12 @@ def reward_model(tokenizer: Tokenizer, spec: dict[str, Any], config: EvaluateCon
     ]
     kept = [i for i, pair in enumerate(pairs) if max(map(len, pair)) <= model.shape.context]
     flat = [sequence for i in kept for sequence in pairs[i]]
-    values = rewards(model, flat, PAD_ID, config.batch_tokens, progress).reshape(-1, 2)
+    values = rewards(model, flat, PAD_ID, work.batch_tokens, progress, work.each).reshape(-1, 2)
     lengths = np.array([[len(sequence) for sequence in pairs[i]] for i in kept]).reshape(-1, 2)
     kinds, prompts = [rows[i]["kind"] for i in kept], [rows[i]["prompt"] for i in kept]
     figures = preference_figures(values[:, 0], values[:, 1], lengths, kinds, prompts)
     figures["all"]["pairs_too_long"] = len(rows) - len(kept)
-    steps.end()
+    work.steps.end()
     return figures
 
 

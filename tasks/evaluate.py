@@ -30,7 +30,7 @@ class Scoring(Frozen):
     train_seed: int
 
 
-@stage(version=2, config=lambda c: Scoring(evaluate=c.evaluate, train_seed=c.train.seed))
+@stage(version=3, config=lambda c: Scoring(evaluate=c.evaluate, train_seed=c.train.seed))
 def evaluate(
     tokens: Artifact,
     items: Artifact,
