@@ -4,7 +4,6 @@ A pid file holds the pid and the process's start time, so that a pid taken over 
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,8 +14,7 @@ from pathlib import Path
 
 import psutil
 
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)  # loaded here: a child between fork and exec must not load anything
+from contract import processes
 
 
 def start(command: list[str], pid_file: Path, log: Path, environment: dict[str, str], cwd: Path) -> psutil.Process:
@@ -46,10 +44,9 @@ def default_signals() -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """For a child, before it becomes its program: the signal reaches it when its parent thread ends, by whatever. Linux only."""
+    """For a child, before it becomes its program."""
     default_signals()
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, number)
+    processes.die_with_parent(number=number)
 
 
 def running(pid_file: Path) -> psutil.Process | None:

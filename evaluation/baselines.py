@@ -7,7 +7,6 @@ end token before it. Both n-grams are normalised over the token vocabulary alone
 """
 
 import math
-import subprocess
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.errors import StageFailed
+from contract.processes import run_tool
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:
@@ -109,9 +108,9 @@ def train_kenlm(blocks: np.ndarray, order: int, lmplz: Path, build_binary: Path,
     with text.open("w") as file:
         for block in blocks:
             file.write(" ".join(map(str, block.tolist())) + "\n")
-    _call([lmplz, "-o", order, "-S", memory, "-T", folder, "--discount_fallback", "--text", text, "--arpa", arpa])
+    run_tool([lmplz, "-o", order, "-S", memory, "-T", folder, "--discount_fallback", "--text", text, "--arpa", arpa])
     text.unlink()
-    _call([build_binary, "-s", "probing", arpa, binary])  # no quantisation: the figure is the model's own
+    run_tool([build_binary, "-s", "probing", arpa, binary])  # no quantisation: the figure is the model's own
     arpa.unlink()
     return binary
 
@@ -141,9 +140,3 @@ def kenlm_document_nats(binary: Path, documents: Sequence[np.ndarray], end_id: i
             state, following = following, kenlm.State()
         nats[row] = -total * math.log(10)
     return nats
-
-
-def _call(command: Sequence[object]) -> None:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise StageFailed(f"{command[0]} ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

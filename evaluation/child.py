@@ -5,11 +5,9 @@ evaluation.json, answers.parquet (a row a model and item) and responses.parquet 
 the parent of progress and errors. All in fp32, whatever the models were trained in: the figures are of the weights that are exported.
 """
 
-import ctypes
 import itertools
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,6 +28,7 @@ import torch
 from tokenizers import Tokenizer
 
 from contract.errors import InputError
+from contract.processes import die_with_parent
 from evaluation.alignment import Responses, gain_figures, preference_figures, respond, response_figures, rewards
 from evaluation.bits_per_byte import Nats, document_nats, score_by_domain
 from evaluation.config import EvaluateConfig
@@ -79,10 +78,7 @@ Line = dict[str, Any]
 
 def main(path: str) -> int:
     """Run the spec; 0, or 1 with the reason in the last line."""
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no evaluation outlives a killed flow
-    parent = os.environ.get("BESSEMER_PARENT")
-    if parent is not None and os.getppid() != int(parent):
-        return 1  # it died before we asked
+    die_with_parent(int(os.environ.get("BESSEMER_PARENT", os.getppid())))
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr, not between our lines
 

@@ -4,7 +4,6 @@ The model reads words in lower case with digits as 0 and punctuation apart, a do
 lengths nor numbers decide. lmplz gives the same bytes for the same text, whatever its memory (order 5, 1.9 MB, 2026-11-21).
 """
 
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contract.errors import StageFailed
+from contract.processes import run_tool
 from filters.config import PerplexityConfig
 
 SCHEMA = pa.schema([("perplexity", pa.float32()), ("tokens", pa.int32())])
@@ -59,17 +58,10 @@ def train(lines: Iterable[str], lmplz: Path, build_binary: Path, folder: Path, c
             if num_bytes + len(data) > config.max_train_bytes:
                 break
             num_bytes, num_lines = num_bytes + file.write(data), num_lines + 1
-    order = ["-o", str(config.order), "-S", SORT_MEMORY, "-T", str(folder), "--discount_fallback"]
-    _run([str(lmplz), *order, "--text", str(corpus), "--arpa", str(arpa)])
-    quantised = ["-q", "8", "-b", "8", "-a", "256", "-S", SORT_MEMORY, "-T", str(folder)]
-    _run([str(build_binary), *quantised, "trie", str(arpa), str(model)])
+    order = ["-o", config.order, "-S", SORT_MEMORY, "-T", folder, "--discount_fallback"]
+    run_tool([lmplz, *order, "--text", corpus, "--arpa", arpa])
+    quantised = ["-q", "8", "-b", "8", "-a", "256", "-S", SORT_MEMORY, "-T", folder]
+    run_tool([build_binary, *quantised, "trie", arpa, model])
     corpus.unlink()
     arpa.unlink()
     return model, num_lines, num_bytes
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise StageFailed(f"{Path(command[0]).name} ended with {done.returncode} and said: {said}\n{' '.join(command)}")

@@ -4,7 +4,6 @@ A pair sits on the side of its group (the distribution) as `split` put it, so no
 """
 
 import random
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from contract.config import Frozen
-from contract.errors import InputError, StageFailed
+from contract.errors import InputError
 from contract.ledger import Ledger
+from contract.processes import run_tool
 from evaluation.gold import MODEL, SETTINGS, Squash, load_model, log_probability, tokens
 from filters.config_split import SplitConfig
 from filters.split import SIDES, side
@@ -211,12 +211,9 @@ def _write_gold(pairs: Sequence[Pair], limits: AlignDataConfig, out: Output) -> 
     if len(learned) < LEAST_PAIRS - 2:
         raise InputError(f"align_data: {len(pairs)} answers for the gold judge, {LEAST_PAIRS} are needed; give more sources")
     arpa = out.scratch / MODEL
-    command = [str(tool("lmplz")), "-o", "3", "-S", "200M", "-T", str(out.scratch / "lmplz"), "--discount_fallback", "--arpa", str(arpa)]
+    command = [tool("lmplz"), "-o", 3, "-S", "200M", "-T", out.scratch / "lmplz", "--discount_fallback", "--arpa", arpa]
     text = "".join(" ".join(tokens(answer)) + "\n" for answer in learned)
-    done = subprocess.run(command, input=text.encode(), capture_output=True)
-    if done.returncode:
-        said = done.stderr.decode(errors="replace")
-        raise StageFailed(f"lmplz ended with {done.returncode} on {len(learned):,} docstrings: {said[-300:]}")
+    run_tool(command, text.encode())
     model = load_model(arpa)
     rng = random.Random(limits.seed)
     true, mixed = [log_probability(model, answer) for answer in held], [log_probability(model, shuffled(answer, rng)) for answer in held]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from contract.processes import die_with_parent
 from models.conversion import load_folder, save_folder
 from models.transformer import ScalarModel, Shape, Transformer, initialise
 from store.checkpoints import Checkpoints
@@ -29,14 +30,14 @@ from training.metrics import Report, final_loss, write_history
 from training.objectives import DirectPreference, LanguageModelling, Objective, Pairs, RewardModelling, SupervisedFineTuning
 from training.options import Place, Recipe, micro_size
 from training.ppo import ActorCritic, Gold, PpoLoop, PpoPlan
-from training.processes import Rank, StopSignal, die_with_parent, join, prepare
+from training.processes import Rank, StopSignal, join, prepare
 
 COME_AGAIN = 75
 
 
 def main(path: str, work: Callable[[dict[str, Any], Report], None]) -> int:
     """Do the work of the spec, and leave with the status that says how it went."""
-    die_with_parent()
+    die_with_parent(int(os.environ.get("BESSEMER_PARENT", os.getppid())))
     stdout = take_stdout()
     lines = stdout if os.environ.get("RANK", "0") == "0" else None
     spec = json.loads(Path(path).read_text())

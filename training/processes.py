@@ -1,10 +1,9 @@
-"""What a rank is before it has a model: its threads, its process group, its parent's death, and the signal to stop.
+"""What a rank is before it has a model: its threads, its process group, and the signal to stop.
 
 Any launcher that sets RANK and WORLD_SIZE will do (tasks/launch.py, torchrun). With BESSEMER_RENDEZVOUS, a path for a file that
 does not exist yet, the ranks of one machine meet there and no port is needed; else MASTER_ADDR and MASTER_PORT are used.
 """
 
-import ctypes
 import os
 import signal
 from dataclasses import dataclass
@@ -13,20 +12,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-PR_SET_PDEATHSIG = 1
-
 
 @dataclass(frozen=True)
 class Rank:
     index: int
     ranks: int
-
-
-def die_with_parent() -> None:
-    """SIGKILL for this process when its parent thread ends (Linux): no rank outlives a killed flow."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if str(os.getppid()) != os.environ.get("BESSEMER_PARENT", str(os.getppid())):
-        os._exit(1)  # it died before we asked
 
 
 def prepare(threads: int, seed: int, device: str) -> None:

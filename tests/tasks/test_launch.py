@@ -131,7 +131,7 @@ def test_asked_to_stop_it_comes_again_and_no_grandchild_stays(out: Output, statu
 def test_a_killed_parent_takes_its_training_child_along(tmp_path: Path):
     """PR_SET_PDEATHSIG, by the main that every rank has: kill -9 of the parent, and the child is gone."""
     child = (
-        "from training.processes import die_with_parent; import os, time, sys; die_with_parent(); "
+        "from contract.processes import die_with_parent; import os, time, sys; die_with_parent(); "
         "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     )
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]])"

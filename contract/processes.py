@@ -1,0 +1,34 @@
+"""Child processes that end with us, by whatever we end: kill -9, SIGTERM, `os._exit`. The kernel sees to it (Linux)."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from contract.errors import StageFailed
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # loaded here: a child between fork and exec must not load anything
+
+
+def die_with_parent(parent: int | None = None, number: int = signal.SIGKILL) -> None:
+    """For a child: the signal reaches it when the thread that started it ends. One whose `parent` died before this ends here."""
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def run_tool(command: Sequence[object], input: bytes | None = None) -> None:
+    """Run a program to its end. The thread that calls is the one that waits, so the program cannot lose its parent too early.
+
+    Raises StageFailed with the last line that it said.
+    """
+    us, words = os.getpid(), [str(word) for word in command]
+    done = subprocess.run(words, input=input, capture_output=True, preexec_fn=lambda: die_with_parent(us))
+    if done.returncode:
+        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
+        raise StageFailed(f"{Path(words[0]).name} ended with {done.returncode} and said: {said}\n{' '.join(words)}")
