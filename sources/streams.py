@@ -11,8 +11,10 @@ from typing import BinaryIO
 import zstandard
 
 CHUNK = 2**18
+INPUT_CHUNK = 2**14  # what is left of it is copied at every member or frame, and a hostile file has one every 9 bytes
 ZSTD_STEP = 2**8  # a Zstandard block of 4 bytes can hold 128 KiB: 256 bytes of input are at most 8 MiB of output
 BOMB_FLOOR = 64 * 2**20
+CUT_HEADER = "the gzip stream is cut in a header or checksum"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -60,7 +62,7 @@ class _Input:
     def fill(self, least: int = 1) -> bool:
         """Whether `least` bytes are in the buffer, after reading on where they were not."""
         while len(self.buffer) < least:
-            chunk = self.handle.read(CHUNK)
+            chunk = self.handle.read(INPUT_CHUNK)
             if not chunk:
                 return False
             self.buffer += chunk
@@ -68,9 +70,16 @@ class _Input:
 
     def take(self, count: int) -> bytes:
         if not self.fill(count):
-            raise StreamFault("the gzip stream is cut in a header or checksum")
+            raise StreamFault(CUT_HEADER)
         taken, self.buffer = self.buffer[:count], self.buffer[count:]
         return taken
+
+    def skip_past_nul(self) -> None:
+        while (end := self.buffer.find(b"\0")) < 0:
+            self.buffer = b""
+            if not self.fill():
+                raise StreamFault(CUT_HEADER)
+        self.buffer = self.buffer[end + 1 :]
 
 
 def _gunzip(handle: BinaryIO) -> Iterator[bytes]:
@@ -97,8 +106,8 @@ def _member_header(source: _Input) -> None:
     if flags & 4:
         source.take(int.from_bytes(source.take(2), "little"))
     for flag in (8, 16):  # file name, comment: up to a NUL
-        while flags & flag and source.take(1) != b"\0":
-            pass
+        if flags & flag:
+            source.skip_past_nul()
     if flags & 2:
         source.take(2)
 
@@ -141,9 +150,9 @@ def _unzstd(handle: BinaryIO) -> Iterator[bytes]:
     source = _Input(handle)
     if not source.fill():
         raise StreamFault("an empty file under .zst, as an interrupted write leaves it")
-    frames = 0
+    frames, decompressor = 0, zstandard.ZstdDecompressor(max_window_size=2**27)
     while source.fill():
-        frame = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
+        frame = decompressor.decompressobj()
         try:
             while not frame.eof:
                 if not source.fill():

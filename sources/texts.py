@@ -94,13 +94,46 @@ def decode_python(data: bytes) -> Decoded:
         raise StreamFault(f"Python source that its declared encoding does not decode ({error})") from error
 
 
-HIDDEN = re.compile(r"<(script|style|head)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+HIDDEN = re.compile(r"<(script|style|head)\b", re.IGNORECASE)
 BLOCK = re.compile(r"<(?:br|/?(?:p|div|h[1-6]|li|ul|ol|tr|table|pre|dl|dt|dd|blockquote|section|hr))\b[^>]*>", re.IGNORECASE)
-TAG = re.compile(r"<!--.*?-->|<[!/a-zA-Z?][^>]*>", re.DOTALL)
+TAG = re.compile(r"<[!/a-zA-Z?][^>]*>")
+COMMENT_OR_TAG = re.compile(rf"<!--.*?-->|{TAG.pattern}", re.DOTALL)
+ENDLESS_NUMERAL = re.compile(r"&#[0-9]{4000,};?")  # more digits than Python makes a number of
 
 
 def html_text(page: str) -> str:
-    """The visible text of a plain HTML page (manuals, documentation): tags dropped, blocks on lines of their own."""
-    text = TAG.sub("", BLOCK.sub("\n", HIDDEN.sub("", page)))
-    lines = (line.strip() for line in html.unescape(text).split("\n"))
+    """The visible text of a plain HTML page (manuals, documentation): tags dropped, blocks on lines of their own.
+
+    Time grows with the page's length, also where nothing that opens is closed.
+    """
+    text = _without_tags(_replaced(BLOCK, "\n", _visible(page)))
+    lines = (line.strip() for line in html.unescape(ENDLESS_NUMERAL.sub("\ufffd", text)).split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _visible(page: str) -> str:
+    """The page without its scripts, styles and head. An end that was once looked for in vain is not looked for again."""
+    kept, at, endless = [], 0, set()
+    for start in HIDDEN.finditer(page):
+        name = start[1].lower()
+        if start.start() < at or name in endless:
+            continue
+        end = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(page, start.end())
+        if end is None:
+            endless.add(name)
+        else:
+            kept.append(page[at : start.start()])
+            at = end.end()
+    return "".join(kept) + page[at:]
+
+
+def _without_tags(text: str) -> str:
+    """Comments are looked for up to the end of the last one, other tags everywhere."""
+    cut = text.rfind("-->") + len("-->") if "-->" in text else 0
+    return COMMENT_OR_TAG.sub("", text[:cut]) + _replaced(TAG, "", text[cut:])
+
+
+def _replaced(pattern: re.Pattern[str], by: str, text: str) -> str:
+    """`pattern.sub` for what ends in `>`: only up to the last one, or every opening without an end would be sought to the text's end."""
+    cut = text.rfind(">") + 1
+    return pattern.sub(by, text[:cut]) + text[cut:]
