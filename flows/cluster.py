@@ -49,7 +49,7 @@ class PoolMachines:
             with get_client(sync_client=True) as client:
                 for each in joined:
                     self.elsewhere.waited_for.remove(each)
-                    client.update_flow_run(each, tags=[RELEASED])
+                    client.update_flow_run(each, tags=[*client.read_flow_run(each).tags, RELEASED])
 
 
 def _refuse_ended(joined: list[UUID]) -> None:

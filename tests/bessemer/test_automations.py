@@ -7,9 +7,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
@@ -26,6 +28,13 @@ pytestmark = pytest.mark.e2e
 def api() -> Iterator[Api]:
     with prefect_test_harness(server_startup_timeout=120):
         yield Api(str(PREFECT_API_URL.value()))
+
+
+def test_every_deployment_has_the_tag_that_automations_know_our_runs_by():
+    """The server gives it to their runs, whoever starts them."""
+    wanted = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())["deployments"]
+    untagged = [each["entrypoint"] for each in wanted if automations.TAG not in each.get("tags", [])]
+    assert not untagged
 
 
 def running(api: Api, name: str, tags: tuple[str, ...] = ("bessemer",)) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bessemer import processes
+from bessemer.automations import TAG
 from store.artifact import Artifact
 from store.catalogue import artifacts
 from store.storage import Storage, open_root
@@ -64,6 +65,7 @@ def test_parts_run_in_their_pools_and_a_cancel_reaches_them_and_retry_keeps_what
 
     installed.wait(id, trains)
     before = installed.children(id)
+    assert all(TAG in run["tags"] for run in before.values()), "neither notice nor silence of these would be seen"
     assert {flow: (run["work_pool_name"], run["state"]["name"]) for flow, run in before.items()} == {
         "curate": ("cpu", "Completed"),
         "train": ("gpu", "Running"),
@@ -139,6 +141,7 @@ def test_a_training_run_of_two_nodes_borrows_a_machine_of_its_pool(installed: In
         lent = installed.children(id)["join"]
         lent = installed.wait(lent["id"], is_final, 60)
         assert lent["state"]["name"] == "Completed", lent["state"]
+        assert TAG in lent["tags"]
         assert {each["labels"]["prefect.worker.name"] for each in (run, lent)} == {machine.name for machine in machines}
         assert processes.wait_until(lambda: not installed.working(), 30), [process.cmdline() for process in installed.working()]
     (found,) = [each for each in artifacts(undisturbed) if each.stage == "pretrain" and each.figures["steps"] == 8]
