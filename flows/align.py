@@ -3,6 +3,7 @@
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
 from flows import curate, train
@@ -35,11 +36,11 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="align")
-def align(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+def align(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
     """Align the model that train/full made.
 
     Args:
         preset: A file of deployments/presets.
         overrides: Dotted settings, such as {"align.methods": ["ppo", "dpo"]}.
     """
-    in_prefect("align", body, preset, overrides)
+    return in_prefect("align", body, preset, overrides)

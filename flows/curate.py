@@ -3,6 +3,7 @@
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
 from flows.running import in_prefect
@@ -67,11 +68,11 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="curate")
-def curate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+def curate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
     """Turn raw text into training blocks, and pairs for alignment.
 
     Args:
         preset: A file of deployments/presets.
         overrides: Dotted settings, such as {"dedup.threshold": 0.85}.
     """
-    in_prefect("curate", body, preset, overrides)
+    return in_prefect("curate", body, preset, overrides)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
 from flows import align, curate, train
@@ -28,11 +29,11 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="evaluate")
-def evaluate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+def evaluate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
     """Score the models that align/full made.
 
     Args:
         preset: A file of deployments/presets.
         overrides: Dotted settings.
     """
-    in_prefect("evaluate", body, preset, overrides)
+    return in_prefect("evaluate", body, preset, overrides)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
 from flows import evaluate
@@ -24,11 +25,11 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="export")
-def export(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+def export(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
     """Export the chosen model and write the report.
 
     Args:
         preset: A file of deployments/presets.
         overrides: Dotted settings, such as {"align.export": "dpo"}.
     """
-    in_prefect("export", body, preset, overrides)
+    return in_prefect("export", body, preset, overrides)

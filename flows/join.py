@@ -16,10 +16,12 @@ from uuid import UUID
 import prefect.runtime
 import psutil
 from prefect import flow, get_client
+from prefect.client.schemas.objects import State
 
 from bessemer.environment import prepare_environment
 from bessemer.processes import die_with_parent, is_alive, send
 from contract.errors import StageFailed
+from tasks.prefect_runner import ending_in_a_sentence
 
 log = logging.getLogger("bessemer")
 
@@ -30,7 +32,7 @@ RELEASED = "released"
 
 
 @flow(name="join")
-def join(address: str, run: str, attempt: int) -> None:
+def join(address: str, run: str, attempt: int) -> State | None:
     """Join the Ray cluster of a training run.
 
     Args:
@@ -40,6 +42,10 @@ def join(address: str, run: str, attempt: int) -> None:
     """
     prepare_environment()
     share_token()
+    return ending_in_a_sentence(lambda: lend(address, run, attempt))
+
+
+def lend(address: str, run: str, attempt: int) -> None:
     log.setLevel(logging.INFO)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", address, "--block", "--disable-usage-stats"]
     command += ["--object-store-memory", str(STORE_BYTES)]

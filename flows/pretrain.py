@@ -3,6 +3,7 @@
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
 from flows import align, curate, evaluate, export, train
@@ -19,11 +20,11 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="pretrain")
-def pretrain(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+def pretrain(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
     """Run every stage; what is done already shows as Cached.
 
     Args:
         preset: A file of deployments/presets.
         overrides: Dotted settings, such as {"train.max_steps": 50}.
     """
-    in_prefect("pretrain", body, preset, overrides)
+    return in_prefect("pretrain", body, preset, overrides)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset, load
 from bessemer.environment import prepare_environment
@@ -18,7 +19,7 @@ from flows.join import share_token
 from store.records import recorded
 from tasks.launch import Pool
 from tasks.parts import stop_ray
-from tasks.prefect_runner import PrefectJournal, PrefectRunner, stop_on_sigterm
+from tasks.prefect_runner import PrefectJournal, PrefectRunner, ending_in_a_sentence, stop_on_sigterm
 from tasks.records import Recording
 from tasks.runner import Runner
 from tasks.stage import Engine
@@ -26,7 +27,14 @@ from tasks.stage import Engine
 log = logging.getLogger("bessemer")
 
 
-def in_prefect(flow: str, body: Callable[[Runner, Config], dict[str, Any]], preset: Preset, overrides: dict[str, Any] | None) -> None:
+Body = Callable[[Runner, Config], dict[str, Any]]
+
+
+def in_prefect(flow: str, body: Body, preset: Preset, overrides: dict[str, Any] | None) -> State | None:
+    return ending_in_a_sentence(lambda: _run(flow, body, preset, overrides or {}))
+
+
+def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> None:
     prepare_environment()
     gc.freeze()  # what is imported stays: passing over it at every collection takes half a second of a run that is all Cached
     log.setLevel(logging.INFO)  # Prefect gives loggers of ours the root's level, WARNING
@@ -35,7 +43,7 @@ def in_prefect(flow: str, body: Callable[[Runner, Config], dict[str, Any]], pres
     storage = config.store()
     storage.probe()
     before = signal.getsignal(signal.SIGTERM)
-    elsewhere = Elsewhere(preset.value, overrides or {}, config)
+    elsewhere = Elsewhere(preset.value, overrides, config)
     if flow == "pretrain":
         elsewhere.refuse_what_is_here_alone()
     stop_on_sigterm(on_cancel=elsewhere.cancel)
@@ -43,7 +51,7 @@ def in_prefect(flow: str, body: Callable[[Runner, Config], dict[str, Any]], pres
         share_token()
     Pool.gather = PoolMachines(elsewhere)
     try:
-        with recorded(storage, flow, preset.value, overrides or {}) as record:
+        with recorded(storage, flow, preset.value, overrides) as record:
             journal = Recording(PrefectJournal(), record)
             engine = Engine(storage, config, config.run, journal, preset.value)
             made = body(PrefectRunner(engine, sender=elsewhere.sender), config)

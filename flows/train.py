@@ -3,6 +3,7 @@
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
 from flows import curate
@@ -23,11 +24,11 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="train")
-def train(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> None:
+def train(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
     """Pretrain on the blocks that curate/full made.
 
     Args:
         preset: A file of deployments/presets.
         overrides: Dotted settings, such as {"train.max_steps": 50}.
     """
-    in_prefect("train", body, preset, overrides)
+    return in_prefect("train", body, preset, overrides)

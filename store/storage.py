@@ -5,6 +5,7 @@ that must happen once (a manifest, a lock) rests on it. Objects are picklable, a
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlparse
 
-from contract.errors import ConfigError, InputError, StorageError
+from contract.errors import ConfigError, InputError, PipelineError, StorageError
 from store.digests import digest_of_file, read_digest
 
 
@@ -79,14 +80,17 @@ class LocalStorage:
         return Path(self.root, path)
 
     def read(self, path: str) -> bytes:
-        return self.local(path).read_bytes()
+        with _said(self.local(path), "read"):
+            return self.local(path).read_bytes()
 
     def digest(self, path: str) -> str:
         """SHA-256 of the stored bytes, every one of them read."""
-        return read_digest(self.local(path))
+        with _said(self.local(path), "read"):
+            return read_digest(self.local(path))
 
     def open(self, path: str) -> BinaryIO:
-        return self.local(path).open("rb")
+        with _said(self.local(path), "read"):
+            return self.local(path).open("rb")
 
     def write(self, path: str, data: bytes) -> Entry:
         with self._whole(path) as temporary:
@@ -230,20 +234,27 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _said(path: Path) -> Iterator[None]:
-    """Turn the faults of a disk into sentences."""
+def _said(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn the faults of a disk into sentences; what is not there stays FileNotFoundError."""
     try:
         yield
-    except FileExistsError:
+    except FileNotFoundError:
         raise
-    except PermissionError as error:
-        raise InputError(f"cannot write {path}: permission denied. Give storage.root a folder that you own.") from error
     except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            free = _free_bytes(path.parent)
-            raise StorageError(
-                f"the disk under {path.parent} is full ({free:,} bytes free). Nothing was published; make space and run again."
-            ) from error
-        if error.errno == 30:  # EROFS
-            raise InputError(f"cannot write {path}: the file system is read-only. Give storage.root a writable folder.") from error
-        raise
+        raise _sentence(error, path, verb) from error
+
+
+def _sentence(error: OSError, path: Path, verb: str) -> PipelineError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = _free_bytes(path.parent)
+        return StorageError(f"the disk under {path.parent} is full ({free:,} bytes free). Nothing was published; make space and run again.")
+    if error.errno == errno.EROFS:
+        return InputError(f"cannot {verb} {path}: the file system is read-only. Give storage.root a writable folder.")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InputError(f"cannot {verb} {path}: permission denied. Give storage.root a folder that you own.")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        in_the_way = next((parent for parent in path.parents if parent.is_file()), path)
+        return InputError(f"{in_the_way} is a file, and a folder must be there. Move it away and run again.")
+    if error.errno == errno.EISDIR:
+        return InputError(f"{path} is a folder, and a file must be there. Move it away and run again.")
+    return StorageError(f"cannot {verb} {path}: {error.strerror or error}. Check the disk or mount that holds it, then run again.")

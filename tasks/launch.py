@@ -33,8 +33,13 @@ MOST_STALLS = 3
 """So often a child that hangs is ended and started again without having come further; then the stage fails."""
 GRACE_S = 10.0
 """How long a child may take to die of SIGTERM once another has failed."""
+LAST_LINES = 30
+"""Of the stderr of a child that ended without a sentence of its own."""
 ERRORS: dict[str, type[PipelineError]] = {"ConfigError": ConfigError, "InputError": InputError}
 """Errors of a child that are the user's to repair, and stay what they are on this side."""
+OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
+"""The latter is torch's, of a GPU."""
+MAKE_ROOM = "out of memory? Make room, or lower run.micro_batch_size, and run it again"
 
 _running: list["Children"] = []
 
@@ -147,7 +152,7 @@ def _run_once(module: str, spec: dict[str, Any], out: Output, ranks: int, thread
         reached = _listen(children, out)
         if reached is not None:
             return reached
-        _finish(children, out.attempt.stage)
+        _finish(children, out)
         return None
     finally:
         children.end()
@@ -266,7 +271,7 @@ def _forward(line: str, children: Children, out: Output, reached: float) -> floa
     return reached
 
 
-def _finish(children: Children, stage: str) -> None:
+def _finish(children: Children, out: Output) -> None:
     statuses = [process.wait() for process in children.processes]
     if not children.is_stopping and all(status == 0 for status in statuses):
         return
@@ -277,19 +282,24 @@ def _finish(children: Children, stage: str) -> None:
     if all(status in may_come_again for status in statuses):
         raise ComeAgain("checkpointed; run it again to go on")
     own = [] if children.killed else children.errors
-    kind, sentence = own[-1] if own else ("", _last_line(children, statuses))
-    raise ERRORS.get(kind, StageFailed)(f"{stage}: {sentence}" if kind not in ERRORS else sentence)
+    kind, sentence = own[-1] if own else ("", _last_words(children, statuses, out))
+    if kind in OUT_OF_MEMORY:
+        sentence = f"{MAKE_ROOM} ({sentence})"
+    raise ERRORS.get(kind, StageFailed)(f"{out.attempt.stage}: {sentence}" if kind not in ERRORS else sentence)
 
 
-def _last_line(children: Children, statuses: list[int]) -> str:
-    """What the first failed rank said last, or the one that was killed."""
+def _last_words(children: Children, statuses: list[int], out: Output) -> str:
+    """How the first failed rank ended, or the one that was killed. What it said on stderr goes into the run's log."""
     first = next(i for i, status in enumerate(statuses) if status not in (0, COME_AGAIN))
     rank = children.killed[0] if children.killed else first
     lines = children.stderr[rank].read_text(errors="replace").strip().splitlines()
-    if statuses[rank] == -signal.SIGKILL and not lines:
-        return f"rank {rank} was ended by SIGKILL: out of memory? Make room, or lower run.micro_batch_size, and run it again"
+    if lines:
+        out.warn(f"rank {rank} said last:\n" + "\n".join(lines[-LAST_LINES:]))
+    if statuses[rank] == -signal.SIGKILL:
+        return f"rank {rank} was ended by SIGKILL: {MAKE_ROOM}"
     ended = f"was ended by {signal.Signals(-statuses[rank]).name}" if statuses[rank] < 0 else f"ended with {statuses[rank]}"
-    return f"rank {rank} {ended}: {lines[-1]}" if lines else f"rank {rank} {ended} and said nothing"
+    why = f": {lines[-1]}. The log has all that it said last; run it again" if lines else " and said nothing; run it again"
+    return f"rank {rank} {ended}{why}"
 
 
 def free_port(address: str) -> int:

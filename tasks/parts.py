@@ -11,6 +11,8 @@ import queue
 import signal
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,13 +24,15 @@ from contract.config import RunOptions
 from contract.errors import ConfigError, InputError, IntegrityError, PipelineError, StageFailed
 from store.artifact import FileRecord
 from store.attempt import Attempt
-from tasks.stage import Output
+from tasks.stage import Output, said
 
 Work = Callable[[dict[str, Any], "PartWriter"], dict[str, Any]]
 Sealed = tuple[str, list[FileRecord], dict[str, Any]]
 
 LAST_WORDS_S = 1.0
 """How long Ray may take to bring what a worker said before it died."""
+MOST_DEATHS = 3
+"""So often a part whose worker died is given to another; Ray Data's own number is without end."""
 SAID: queue.SimpleQueue[str] = queue.SimpleQueue()
 """What Ray's workers wrote to stderr. Ray hears of it on a thread of its own; Prefect's log knows a run by the thread of its stage."""
 
@@ -98,24 +102,37 @@ def _map(out: Output, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
         attempt, work = cloudpickle.loads(how)
+        part = cloudpickle.loads(row["part"])
         try:
-            return {"sealed": cloudpickle.dumps(_sealed_part(attempt, work, cloudpickle.loads(row["part"])))}
-        except PipelineError as error:  # carried as a value: Ray would wrap it beyond recognition
-            return {"sealed": cloudpickle.dumps(error)}
+            return {"sealed": cloudpickle.dumps(_sealed_part(attempt, work, part))}
+        except Exception as error:  # carried as a value: Ray would wrap it beyond recognition
+            return {"sealed": cloudpickle.dumps(_portable(error, f"{attempt.stage}: {part.name}"))}
 
     items = [{"part": cloudpickle.dumps(part)} for part in parts]
-    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(call, num_cpus=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray means to take max_retries away and has nothing in its place (2.60)
+        rows = ray.data.from_items(items, override_num_blocks=len(items)).map(call, num_cpus=1, max_retries=MOST_DEATHS)
     try:
         for row in rows.iter_rows():
             sealed = cloudpickle.loads(row["sealed"])
-            if isinstance(sealed, PipelineError):
+            if isinstance(sealed, Exception):
                 raise sealed
             yield sealed
             _pass_on(out)
     except ray.exceptions.RayError as error:
         time.sleep(LAST_WORDS_S)
         _pass_on(out)
-        raise StageFailed(f"{attempt.stage}: a worker failed: {str(error).strip().splitlines()[-1]}") from error
+        raise StageFailed(
+            f"{attempt.stage}: a worker was killed or crashed {MOST_DEATHS + 1} times over: out of memory? "
+            "Make room, or lower run.workers, and run it again: it goes on with the parts that are left."
+        ) from error
+
+
+def _portable(error: Exception, where: str) -> Exception:
+    """An error that can be read where it is not known how it was made, with its traceback as a note."""
+    ours = error if isinstance(error, PipelineError | OSError) else StageFailed(f"{where} failed with {said(error)}")
+    ours.add_note(f"In a worker:\n{traceback.format_exc()}")
+    return ours
 
 
 def _hear_workers() -> None:

@@ -21,16 +21,16 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import State
-from prefect.states import AwaitingRetry, Completed
+from prefect.states import AwaitingRetry, Completed, Failed
 
-from contract.errors import ComeAgain, TransientError
+from contract.errors import ComeAgain, PipelineError, TransientError
 from evaluation.charts import as_image, curve
 from store.artifact import Artifact
 from store.records import CHECKPOINTED, end_open
 from tasks.launch import ask_to_stop, end_all
 from tasks.lines import Note, row
 from tasks.runner import TRIES, PlanRunner, Stages, refuse_missing, run_planned
-from tasks.stage import Engine, Stage
+from tasks.stage import Engine, Stage, said
 
 log = logging.getLogger("bessemer")
 
@@ -94,6 +94,18 @@ class PrefectRunner:
 
         artifact: Artifact = run_stage(return_state=True).result()
         return artifact
+
+
+def ending_in_a_sentence(body: Callable[[], None]) -> State | None:
+    """What a flow returns of its body: Failed with an error's sentence as its whole message, where Prefect puts words of its own first.
+
+    The error goes along, so that the process ends as if it had been raised.
+    """
+    try:
+        body()
+    except (PipelineError, OSError) as error:
+        return Failed(message=said(error), data=error)
+    return None
 
 
 def stop_on_sigterm(on_cancel: Callable[[], None] = lambda: None) -> None:

@@ -1,3 +1,4 @@
+import errno
 import threading
 
 import pytest
@@ -63,6 +64,42 @@ def test_a_write_that_fails_leaves_nothing(local: Storage, monkeypatch):
     with pytest.raises(StorageError, match="is full"):
         local.write("f", b"abc")
     assert local.list("") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("file/below", "{root}/file is a file, and a folder must be there"),
+        ("folder", "{root}/folder is a folder, and a file must be there"),
+    ],
+)
+def test_what_is_in_the_way_is_named(local: Storage, name: str, sentence: str):
+    local.write("file", b"1")
+    local.write("folder/one", b"1")
+    with pytest.raises(InputError) as caught:
+        local.write(name, b"2")
+    assert str(caught.value) == sentence.format(root=local.local("")) + ". Move it away and run again."
+    assert [entry.path for entry in local.list("")] == ["file", "folder/one"]
+
+
+def test_a_file_in_the_way_of_a_lock_is_named_and_not_taken_for_a_lost_race(local: Storage):
+    local.write("locks", b"1")
+    with pytest.raises(InputError, match="locks is a file, and a folder must be there"):
+        local.create("locks/1", b"2")
+
+
+@pytest.mark.parametrize("verb", ["read", "write"])
+def test_a_disk_that_breaks_is_said_in_a_sentence(local: Storage, monkeypatch, verb: str):
+    def breaks(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    local.write("f", b"abc")
+    monkeypatch.setattr(f"pathlib.Path.{verb}_bytes", breaks)
+    with pytest.raises(StorageError) as caught:
+        local.read("f") if verb == "read" else local.write("f", b"abd")
+    assert str(caught.value) == (
+        f"cannot {verb} {local.local('f')}: Input/output error. Check the disk or mount that holds it, then run again."
+    )
 
 
 @pytest.mark.parametrize("uri", ["ftp://x/y", "file://host/x", "s3://ab/x"])

@@ -30,7 +30,8 @@ def main(path: str) -> None:
         sys.exit(1)
     elif how == "crash":
         print("Traceback: one line\nRuntimeError: broken pipe dream", file=sys.stderr)
-        os.kill(os.getpid(), signal.SIGABRT)
+        sys.stderr.flush()
+        os.kill(os.getpid(), spec["number"])
     elif how == "hang once":
         starts = len(list(out.glob("start-*")))
         (out / f"start-{starts}").touch()

@@ -92,9 +92,23 @@ def test_an_error_that_the_user_can_repair_stays_one(out: Output):
         launch.run_child(MODULE, spec(out, "fail", kind="InputError"), out)
 
 
-def test_a_crash_names_signal_and_last_line(out: Output):
-    with pytest.raises(StageFailed, match="SIGABRT: RuntimeError: broken pipe dream"):
-        launch.run_child(MODULE, spec(out, "crash"), out)
+def test_a_crash_names_signal_and_last_line_and_the_log_has_the_rest(out: Output, heard: Heard):
+    with pytest.raises(StageFailed) as caught:
+        launch.run_child(MODULE, spec(out, "crash", number=signal.SIGABRT), out)
+    assert str(caught.value) == (
+        "toy: rank 0 was ended by SIGABRT: RuntimeError: broken pipe dream. The log has all that it said last; run it again"
+    )
+    assert heard.warnings == ["rank 0 said last:\nTraceback: one line\nRuntimeError: broken pipe dream"]
+
+
+def test_of_a_killed_child_the_signal_counts_and_not_what_it_said_before(out: Output):
+    with pytest.raises(StageFailed, match=r"^toy: rank 0 was ended by SIGKILL: out of memory\? Make room, or lower run.micro_batch_size"):
+        launch.run_child(MODULE, spec(out, "crash", number=signal.SIGKILL), out)
+
+
+def test_a_gpu_without_room_is_said_with_what_to_do(out: Output):
+    with pytest.raises(StageFailed, match=r"^toy: out of memory\? .* lower run.micro_batch_size, and run it again \(the cup is empty\)$"):
+        launch.run_child(MODULE, spec(out, "fail", kind="OutOfMemoryError"), out)
 
 
 def test_a_child_that_hangs_is_ended_and_started_again(out: Output, heard: Heard):

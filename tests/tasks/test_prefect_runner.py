@@ -16,15 +16,16 @@ from pathlib import Path
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from contract.errors import InputError, IntegrityError, TransientError
+from contract.errors import InputError, IntegrityError, StageFailed, TransientError
 from contract.ledger import Ledger
 from store.artifact import Artifact
 from store.storage import Storage
 from tasks.lines import Note
-from tasks.prefect_runner import PrefectJournal, PrefectRunner
+from tasks.prefect_runner import PrefectJournal, PrefectRunner, ending_in_a_sentence
 from tasks.runner import Runner
 from tasks.stage import stage
 
@@ -94,6 +95,32 @@ def test_only_errors_that_can_heal_are_retried(local: Storage, monkeypatch, erro
     with pytest.raises(error, match="the store is away"):
         body()
     assert len(made) == calls
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (StageFailed("the cup is empty: fill it"), "the cup is empty: fill it"),
+        (OSError(28, "No space left on device", "/tmp/x"), "OSError: [Errno 28] No space left on device: '/tmp/x'"),
+        (KeyError("a fault of ours"), "Flow run encountered an exception: KeyError: 'a fault of ours'"),
+    ],
+)
+def test_a_failed_runs_message_is_the_sentence_alone(local: Storage, error: Exception, message: str):
+    name = f"fails by {type(error).__name__}"
+
+    @stage(version=1, config=lambda c: toy.Amount(count=1))
+    def fails(config, out) -> Ledger:
+        raise error
+
+    @flow(flow_run_name=name)
+    def body() -> State | None:
+        return ending_in_a_sentence(lambda: PrefectRunner(toy.engine(local))(fails))
+
+    with pytest.raises(type(error)):
+        body()
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
+    assert run.state is not None and (run.state.name, run.state.message) == ("Failed", message)
 
 
 def test_a_part_is_sent_away_only_while_something_of_it_is_missing(local: Storage):

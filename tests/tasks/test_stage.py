@@ -1,10 +1,12 @@
 """The engine's promises, each with the fault caused for real."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from contract.ledger import Count, Ledger
 from store.storage import Storage
 from tasks.parts import SAID, stop_ray
 from tasks.stage import Engine, Output, stage
+from tests.e2e.installation import on_demand
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy  # the same file is the program that is killed
@@ -158,18 +161,45 @@ def test_run_options_do_not_enter_the_fingerprint(local: Storage):
     assert plans[0].fingerprint == plans[1].fingerprint
 
 
-def test_the_same_parts_by_ray_have_the_same_digests_and_what_its_workers_say_is_heard(local: Storage, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the workers find the toy stages
-    monkeypatch.setenv("TOY_SAY", "half of this is guessed")
-    here = toy.pipeline(toy.engine(local))
-    by_ray = toy.engine(local, workers=2, force="squares")
-    try:
+@pytest.fixture(scope="class")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Ray for the tests of a class, whose workers find the toy stages, talk, and fail in the way that this file says, if it is there."""
+    file = tmp_path_factory.mktemp("ray") / "broken"
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"PYTHONPATH": path, "TOY_SAY": "half of this is guessed", "TOY_BREAK": str(file)}.items():
+            patch.setenv(name, value)
+        yield file
+        stop_ray()
+
+
+class TestByRay:
+    def test_the_same_parts_have_the_same_digests_and_what_workers_say_is_heard(self, local: Storage, broken: Path):
+        here = toy.pipeline(toy.engine(local))
+        by_ray = toy.engine(local, workers=2, force="squares")
         assert [a.digest for a in toy.pipeline(by_ray)] == [a.digest for a in here]
         heard = [text for _, state, text in by_ray.journal.lines if state == "warn"]
         assert heard or SAID.get(timeout=10) == "half of this is guessed"  # a stage this short may be over before Ray brings it
         assert set(heard) <= {"a worker says: half of this is guessed"}
-    finally:
-        stop_ray()
+
+    @pytest.mark.parametrize(
+        ("how", "sentence"),
+        [
+            ("no such number", r"^squares: part-0000\d failed with ValueError: no such number$"),
+            pytest.param("dies", r"^squares: a worker was killed or crashed 4 times over: out of memory\? Make room, ", marks=on_demand),
+        ],
+        ids=["raises", "dies"],
+    )
+    def test_a_part_that_fails_is_said_in_a_sentence_and_done_when_it_is_mended(
+        self, local: Storage, broken: Path, how: str, sentence: str
+    ):
+        broken.write_text(how)
+        with pytest.raises(StageFailed) as caught:
+            toy.pipeline(toy.engine(local, workers=2))
+        assert re.search(sentence, str(caught.value))
+        assert how == "dies" or "in square_part" in caught.value.__notes__[0]
+        broken.unlink()
+        assert toy.pipeline(toy.engine(local, workers=2))[2].json("total.json") == sum(n**2 for n in range(12))
 
 
 def test_an_attempts_intermediate_files_go_and_other_attempts_stay(local: Storage):

@@ -65,6 +65,11 @@ def square_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
             file.write(spec["name"] + "\n")
     if said := os.environ.get("TOY_SAY"):
         print(said, file=sys.stderr, flush=True)
+    broken = Path(os.environ.get("TOY_BREAK", "/nonexistent"))
+    if broken.exists():
+        if broken.read_text() == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError(broken.read_text())
     kept = rows[:-1] if os.environ.get("TOY_LOSE") == spec["name"] else rows
     write.table(spec["name"], pa.table({"n": pa.array([n ** spec["power"] for n in kept], pa.int64())}))
     write.bytes(spec["name"] + ".inner", b"for a later step", content=False)
