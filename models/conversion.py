@@ -159,10 +159,13 @@ def _check_names(model: torch.nn.Module, weights: dict[str, torch.Tensor], folde
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """From safetensors beside config.json alone: `train.init_from` has the digests of these, and a pickle runs code when it is read."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    shards = _read_json(index).get("weight_map", {}).values() if index.is_file() else ["model.safetensors"]
     weights: dict[str, torch.Tensor] = {}
-    for name in names:
+    for name in sorted({str(shard) for shard in shards}):
+        if "/" in name or not name.endswith(".safetensors"):
+            raise InputError(f"{index}: weight_map names {name}, which is no safetensors file of this folder; save the model again")
         try:
             weights |= load_file(folder / name)
         except (FileNotFoundError, SafetensorError) as error:

@@ -7,6 +7,7 @@ artifacts/<stage>/<fingerprint>/manifest-<n>.json          written last and only
 import hashlib
 import io
 import json
+import re
 import secrets
 import tempfile
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ from contract.errors import IntegrityError, StorageError
 from contract.ledger import Ledger
 from store.checked import dump_checked, load_checked
 from store.digests import digest_of_bytes, read_digest
-from store.storage import Storage, matches
+from store.storage import Storage, matches, stays_inside
 
 SCHEMA = 1
 """Raised when the manifest's form changes; a newer one than ours is refused with a sentence."""
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class FileRecord:
     token: str | None = None
     rows: int | None = None
     content: bool = True
+
+    def __post_init__(self) -> None:
+        """Manifests, seals and checkpoints are made into these when they are read: what they name becomes paths of this machine."""
+        if not (stays_inside(self.name) and stays_inside(self.path) and DIGEST.fullmatch(self.digest)):
+            raise ValueError(f"{self.name!r} at {self.path!r} is no record of a file")
 
 
 def folder_of(stage: str, fingerprint: str) -> str:
@@ -173,7 +180,7 @@ def find(storage: Storage, stage: str, fingerprint: str) -> Artifact | None:
 
 
 def read_manifest(storage: Storage, path: str) -> Artifact | None:
-    """The artifact that one manifest names; None for what is not as it was written: it does not count. Refuses a newer schema."""
+    """The artifact that one manifest names; None for what is not as we write it: it does not count. Refuses a newer schema."""
     try:
         manifest = load_checked(storage.read(path))
     except (ValueError, FileNotFoundError):
@@ -182,7 +189,10 @@ def read_manifest(storage: Storage, path: str) -> Artifact | None:
         raise StorageError(
             f"{path} has manifest schema {manifest['schema']}, this version reads up to {SCHEMA}. Upgrade Bessemer, or use another root."
         )
-    return Artifact(storage, manifest) if manifest.get("fingerprint") and manifest.get("nonce") else None
+    try:
+        return Artifact(storage, manifest) if manifest.get("fingerprint") and manifest.get("nonce") else None
+    except ValueError:  # it names a file outside
+        return None
 
 
 def unreadable(storage: Storage, stage: str, fingerprint: str) -> list[str]:

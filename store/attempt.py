@@ -67,9 +67,9 @@ class Attempt:
                 continue
             try:
                 value = load_checked(self.storage.read(path))
+                files = [FileRecord(**record) for record in value["files"]]
             except (ValueError, FileNotFoundError):
                 continue  # changed, or tidied away meanwhile: the part is worked on again
-            files = [FileRecord(**record) for record in value["files"]]
             whole = all(matches(self.storage, entries.get(f.path), f.size, f.digest, f.token) for f in files)
             if value["basis"] == self.basis and whole:
                 found[path.split("/", 4)[-1].removesuffix(".seal")] = (files, value["result"])

@@ -67,9 +67,9 @@ class Checkpoints:
             if path.endswith("/WHOLE"):
                 try:
                     value = load_checked(storage.read(path))
+                    files = [FileRecord(**record) for record in value["files"]]
                 except (ValueError, FileNotFoundError):
                     continue  # changed, or deleted meanwhile: no checkpoint
-                files = [FileRecord(**record) for record in value["files"]]
                 if value["basis"] == self.attempt.basis and all(
                     matches(storage, entries.get(f.path), f.size, f.digest, f.token) for f in files
                 ):

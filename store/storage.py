@@ -52,6 +52,11 @@ class Storage(Protocol):
     def free_bytes(self) -> int | None: ...
 
 
+def stays_inside(path: str) -> bool:
+    """Whether `path`, joined to a folder, is below it: what a manifest or a person names may be absolute, or climb with `..`."""
+    return not path.startswith("/") and ".." not in path.split("/")
+
+
 def open_root(uri: str, endpoint_url: str | None = None) -> Storage:
     """The storage under file:///folder, s3://bucket/prefix or a plain folder. Raises ConfigError for any other scheme."""
     parts = urlparse(uri)
@@ -77,6 +82,8 @@ class LocalStorage:
         return Path(self.root).as_uri()
 
     def local(self, path: str) -> Path:
+        if not stays_inside(path):
+            raise InputError(f"{path!r} leads out of storage.root {self.uri}, so it is not read or written; look who names it")
         return Path(self.root, path)
 
     def read(self, path: str) -> bytes:

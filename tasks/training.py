@@ -82,8 +82,11 @@ def digest_of_folder(folder: str | None) -> dict[str, str]:
     if folder is None:
         return {}
     files = sorted(path for path in Path(folder).glob("*") if path.suffix in (".json", ".safetensors"))
-    if not files:
-        raise InputError(f"train.init_from {folder} holds no config.json and model.safetensors; name the folder of a model")
+    if {path.suffix for path in files} != {".json", ".safetensors"}:
+        raise InputError(
+            f"train.init_from {folder} holds no config.json and model.safetensors; name the folder of a model "
+            "(.bin, .pt and .pth are not read: they are pickles, which run code when they are read)"
+        )
     return {path.name: digest_of_file(path) for path in files}
 
 

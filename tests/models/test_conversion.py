@@ -1,6 +1,8 @@
 """Model folders: round trip, transformers' own folders, and what is refused."""
 
 import json
+import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,41 @@ def test_missing_and_cut_weights_are_named(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(InputError, match=r"model\.safetensors"):
         load_folder(tmp_path)
+
+
+class Hostile:
+    """A pickle of it leaves a file where it is read."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.trace,)
+
+
+def test_a_pickle_is_not_read_whatever_its_name(tmp_path: Path) -> None:
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+    save_folder(model_of(), folder)
+    pickled = pickle.dumps(Hostile(trace))
+    for name in ("pytorch_model.bin", "model.pt", "model.pth"):  # beside the weights: passed over
+        (folder / name).write_bytes(pickled)
+    load_folder(folder)
+    (folder / "model.safetensors").write_bytes(pickled)
+    with pytest.raises(InputError, match=r"model\.safetensors: .*a folder of a model holds config\.json and model\.safetensors"):
+        load_folder(folder)
+    assert not trace.exists()
+    pickle.loads(pickled)
+    assert trace.exists(), "this pickle does what it is to do"
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", "deeper/model.safetensors", "..", "pytorch_model.bin"])
+def test_an_index_that_names_what_is_no_safetensors_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+    """digest_of_folder would not see it, so the artifact would bear the name of other weights."""
+    folder = tmp_path / "model"
+    save_folder(model_of(), folder)
+    (folder / "deeper").mkdir()
+    for place in (folder / "deeper", tmp_path):
+        (place / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(InputError, match=rf"weight_map names {re.escape(name)}, which is no safetensors file of this folder"):
+        load_folder(folder)

@@ -93,12 +93,19 @@ def test_an_absent_or_empty_source_is_refused_by_name(folder: Path, uri: str, wo
 
 def test_what_no_file_system_can_hold_is_no_crash(tmp_path: Path) -> None:
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(st.text(max_size=20).filter(lambda name: ".." not in name))
+    @given(st.text(max_size=20).filter(lambda name: ".." not in name))  # a person may name what lies above: it would be read, all of it
     def holds(name: str) -> None:
         with contextlib.suppress(PipelineError):
             files_of(source(f"{tmp_path}/{name}"), None)
 
     holds()
+
+
+def test_what_climbs_out_behind_a_wildcard_matches_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("not of this source")
+    for uri in ("*/../../secret.txt", "*/../../*.txt", "**/../secret.txt"):
+        with pytest.raises(InputError, match="there are no files in"):
+            files_of(source(folder / uri), None)
 
 
 def test_a_cap_is_kept_chooses_the_same_files_anywhere_and_keeps_its_choice_as_files_come(tmp_path: Path) -> None:

@@ -25,6 +25,17 @@ def test_what_is_written_is_read_and_listed_in_order(storage: Storage, tmp_path)
         storage.read("a/one")
 
 
+@pytest.mark.parametrize("path", ["../secret", "a/../../secret", "/secret", "..", "a/.."])
+def test_a_path_that_leads_out_of_the_root_is_refused(local: Storage, tmp_path, path: str):
+    (tmp_path / "secret").write_bytes(b"not the root's")
+    calls = (local.read, local.stat, local.delete, local.list, lambda path: local.write(path, b""), lambda path: local.create(path, b""))
+    for call in calls:
+        with pytest.raises(InputError, match=r"leads out of storage\.root"):
+            call(path)
+    assert (tmp_path / "secret").read_bytes() == b"not the root's"
+    assert local.write("a/..b/c..", b"x") and local.read("a/..b/c..") == b"x", "dots within a name climb nowhere"
+
+
 def test_of_many_that_create_one_path_exactly_one_succeeds(storage: Storage):
     won: list[int] = []
     threads = [threading.Thread(target=lambda i=i: storage.create("once", b"%d" % i) and won.append(i)) for i in range(8)]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from safetensors.numpy import save
 
 from contract.ledger import Ledger
 from store.attempt import Attempt
+from store.checked import dump_checked, load_checked
+from store.checkpoints import Checkpoints
 from store.storage import Storage
 from store.verify import verify
 from tasks.stage import Output, stage
@@ -82,6 +85,27 @@ def test_a_flipped_byte_in_a_manifest_is_found_named_and_made_again(storage: Sto
     ]
     assert [artifact.digest for artifact in rebuilt] == [artifact.digest for artifact in made]
     assert rebuilt[1].manifest["number"] == 2 and rebuilt[1].figures == {"sum": 506}
+
+
+@pytest.mark.parametrize("changes", [{"path": "../secret"}, {"path": "/etc/hosts"}, {"name": "model/../../x"}, {"digest": "../../secret"}])
+def test_a_record_that_leads_out_of_the_root_does_not_count_wherever_it_stands(storage: Storage, changes: dict[str, str]):
+    """A manifest, a seal and a checkpoint whose checksum is right, as one who can write to the root would make them."""
+    made, _ = make(storage)
+    path = f"artifacts/kinds/{made.fingerprint}/manifest-000001.json"
+    manifest = load_checked(storage.read(path))
+    manifest["files"][0] |= changes
+    storage.write(path, dump_checked(manifest))
+    attempt = Attempt.new(storage, "other", "0" * 64, "basis")
+    record = asdict(attempt.bytes("checkpoints/step-000000001/file", b"weights"))
+    for given in ({}, changes):
+        value = {"basis": "basis", "step": 1, "files": [record | given], "result": {}}
+        for name in ("part-00000.seal", "checkpoints/step-000000001/WHOLE"):
+            storage.write(attempt.folder + name, dump_checked(value))
+        assert bool(attempt.sealed()) is Checkpoints(attempt).is_there() is (given == {})
+    assert faults(storage) == [("manifest-000001.json", "is no manifest any more")]
+    again, (_, state, why) = make(storage)
+    assert (state, why) == ("ran", "manifest-000001.json is changed in the store")
+    assert again.digest == made.digest
 
 
 def test_a_missing_and_a_short_file_are_told_apart(storage: Storage):

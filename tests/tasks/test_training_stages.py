@@ -197,9 +197,10 @@ def test_continued_pretraining_starts_from_the_folder_and_knows_its_bytes(local:
     assert second.figures["validation"][0]["loss"] == pytest.approx(first.figures["validation_loss"], abs=1e-6)
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     assert two.plan(pretrain, shared).fingerprint != second.fingerprint
-    empty = engine(local, config(init_from=str(tmp_path)))
-    with pytest.raises(InputError, match=r"no config\.json and model.safetensors"):
-        empty.plan(pretrain, shared)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    for held in (tmp_path, folder):
+        with pytest.raises(InputError, match=r"no config\.json and model.safetensors; .*\.bin, .* are not read"):
+            engine(local, config(init_from=str(held))).plan(pretrain, shared)
 
 
 @pytest.mark.parametrize(
