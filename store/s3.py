@@ -18,10 +18,18 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     FlexibleChecksumError,
     IncompleteReadError,
+    LoginError,
     NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    RefreshWithMFAUnsupportedError,
     ResponseStreamingError,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
@@ -31,10 +39,34 @@ from store.storage import Entry
 
 # Below 1 GiB an object goes up in one request, so that its ETag and its presence appear together.
 TRANSFER = TransferConfig(multipart_threshold=2**30, multipart_chunksize=2**28, max_concurrency=4)
-# The numbers are all that an answer to HEAD tells.
-SHARED_FAULTS = {"ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "RequestTimeTooSkewed", "400", "403"}
-
-
+REFUSED = {
+    "AuthorizationHeaderMalformed",
+    "CredentialsNotSupported",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidIdentityToken",
+    "InvalidToken",
+    "MissingSecurityHeader",
+    "PermanentRedirect",
+    "RequestExpired",
+    "TokenRefreshRequired",
+    "301",
+    "400",
+}
+"""Beside every answer 401 and 403: what S3 and STS say of credentials, clock and region with another status, and what is left of
+it where a HEAD is answered (its number)."""
+UNUSABLE = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    CredentialRetrievalError,
+    LoginError,
+    NoRegionError,
+    ProfileNotFound,
+    RefreshWithMFAUnsupportedError,
+    SSOError,
+    TokenRetrievalError,
+)
+"""Credentials or settings that botocore could not use: no request was made."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, RETRIES = 10.0, 60.0, 8
 BROKEN = (HTTPError, IncompleteReadError, ResponseStreamingError, ResponseParserError, FlexibleChecksumError)
 """A body that broke off, stood still, or failed its checksum; boto3 lets urllib3's own errors through."""
@@ -226,17 +258,17 @@ def _code(error: ClientError) -> str:
 
 def _said(error: Exception, uri: str) -> Exception:
     """The one-sentence form of a boto3 error; a missing key stays FileNotFoundError."""
-    if isinstance(error, NoCredentialsError):
-        return InputError(f"no S3 credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile.")
+    if isinstance(error, UNUSABLE):
+        return InputError(f"no S3 credentials for {uri} ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile.")
     if isinstance(error, ClientError):
         code = _code(error)
         if code in ("NoSuchKey", "404"):
             return FileNotFoundError(uri)
         if code == "NoSuchBucket":
             return InputError(f"there is no bucket for {uri}: make it, or correct storage.root.")
-        if code in SHARED_FAULTS:
+        if code in REFUSED or error.response["ResponseMetadata"]["HTTPStatusCode"] in (401, 403):
             return InputError(
-                f"S3 refused {uri}: {code}. Check the credentials, their expiry, the bucket's policy and this machine's clock."
+                f"S3 refused {uri}: {code}. Check the credentials, their expiry, the bucket's policy and region, and this machine's clock."
             )
         return TransientError(f"S3 answered {code} for {uri}, after retries: {error}. Run again.")
     return TransientError(f"no good answer from the store for {uri}: {error}. Check storage.endpoint_url and the network, then run again.")

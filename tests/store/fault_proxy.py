@@ -31,7 +31,22 @@ HEALING = (
     "lost_answer",
 )
 """Faults that a client has to live through."""
-FINAL = ("expired_token", "clock_skew")
+REFUSALS = {
+    "error_500": (500, "InternalError"),
+    "slow_down": (503, "SlowDown"),
+    "access_denied": (403, "AccessDenied"),
+    "account_problem": (403, "AccountProblem"),
+    "clock_skew": (403, "RequestTimeTooSkewed"),
+    "expired_token": (400, "ExpiredToken"),
+    "invalid_token": (400, "InvalidToken"),
+    "request_expired": (400, "RequestExpired"),
+    "token_refresh": (400, "TokenRefreshRequired"),
+    "unauthorized": (401, "Unauthorized"),
+    "unknown_key": (403, "InvalidAccessKeyId"),
+    "wrong_region": (400, "AuthorizationHeaderMalformed"),
+}
+"""What the server says by itself: status and code."""
+FINAL = tuple(kind for kind in REFUSALS if kind not in HEALING)
 """Faults that a person has to repair."""
 
 
@@ -100,17 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._request_body()
         if kind == "reset_before":
             return self._reset()
-        if kind == "error_500":
-            return self._refuse(500, "InternalError", "We encountered an internal error. Please try again.")
-        if kind == "slow_down":
-            return self._refuse(503, "SlowDown", "Please reduce your request rate.")
-        if kind == "expired_token":
-            return self._refuse(400, "ExpiredToken", "The provided token has expired.")
-        if kind == "clock_skew":
-            return self._refuse(403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large.")
+        if kind in REFUSALS:
+            return self._refuse(*REFUSALS[kind])
         status, headers, data = self._forward(body)
         if kind == "lost_answer":
             return self._reset()
+        if kind == "stall" and len(data) < 2:  # no body to stand still in
+            time.sleep(proxy.stall_s)
         return self._answer(status, headers, data, kind)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = serve
@@ -157,15 +168,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self._reset()
             self.close_connection = True
             return
-        if kind == "stall":
+        if kind == "stall" and len(data) > 1:
             self.wfile.write(half)
             self.wfile.flush()
             time.sleep(self.server.proxy.stall_s)
             data = data[len(half) :]
         self.wfile.write(data)
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    def _refuse(self, status: int, code: str) -> None:
+        body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>as the test asked</Message></Error>".encode()
         self.send_response_only(status)
         self.send_header("Date", self.date_time_string())
         self.send_header("Content-Type", "application/xml")

@@ -6,6 +6,7 @@ BESSEMER_FAULTS=1000 serves that many at least (`make faults-all`); 100 by defau
 import itertools
 import logging
 import os
+import re
 import secrets
 import sys
 import threading
@@ -92,18 +93,30 @@ def once(proxy: FaultProxy, kind: str):
     def draw(method: str) -> str | None:
         from fault_proxy import _can
 
+        proxy.requests += 1
         return kind if _can(kind, method) and next(turns) % 2 == 0 else None
 
     return draw
 
 
-def test_a_store_that_stands_still_is_asked_again(s3: Storage, s3_server: str, monkeypatch):
+@pytest.mark.parametrize("call", ["read", "write", "create", "list"])
+def test_a_store_that_stands_still_is_asked_again(s3: Storage, s3_server: str, monkeypatch, call: str):
+    """Past the client's own patience, not only slow: after half of a body, or where a PUT's answer would begin."""
     monkeypatch.setattr("store.s3.READ_TIMEOUT_S", 0.4)
-    s3.write("a", b"bytes that come late")
+    data = b"bytes that come late"
+    s3.write("a", data)
     with FaultProxy(s3_server, rate=1.0, seed=SEED, kinds=["stall"], stall_s=1.5) as proxy:
         proxy.draw = once(proxy, "stall")  # type: ignore[method-assign]
-        assert through(proxy, s3).read("a") == b"bytes that come late"
-    assert proxy.served["stall"] == 1
+        store, started = through(proxy, s3), time.monotonic()
+        said = {
+            "read": lambda: store.read("a") == data,
+            "write": lambda: store.write("b", data).size == len(data),
+            "create": lambda: store.create("c", data),
+            "list": lambda: [entry.path for entry in store.list("")] == ["a"],
+        }[call]()
+        assert said and time.monotonic() - started < 10
+    assert proxy.requests > proxy.served["stall"] >= 1, "given up, and asked again"
+    assert all(s3.read(entry.path) == data for entry in s3.list(""))
 
 
 @pytest.mark.parametrize("kind", FINAL)
@@ -134,6 +147,30 @@ def test_credentials_that_expire_within_a_run_leave_what_a_later_run_goes_on_fro
                 assert not verify(s3, lambda *_: None).faults, "what was published is whole"
     assert 1 <= ended <= proxy.served["expired_token"]
     assert [artifact.digest for artifact in made] == want
+
+
+SSO = "[profile sso]\nsso_start_url = https://example.org\nsso_region = us-east-1\nsso_account_id = 1\nsso_role_name = reader\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"AWS_PROFILE": "absent"}, "The config profile (absent) could not be found"),
+        ({"AWS_ACCESS_KEY_ID": "alone"}, "Partial credentials found"),
+        ({"AWS_PROFILE": "sso"}, "Error loading SSO Token"),
+        ({}, "Unable to locate credentials"),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
+)
+def test_credentials_that_cannot_be_used_are_said_before_any_request(tmp_path: Path, monkeypatch, variables: dict[str, str], said: str):
+    (tmp_path / "config").write_text(SSO)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    places = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none")}
+    for name, value in {**places, "AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=re.escape(said) + ".*: set AWS_ACCESS_KEY_ID"):
+        open_root("s3://bucket/x", f"http://127.0.0.1:9/{tmp_path.name}").read("a")
 
 
 def test_a_store_that_is_gone_ends_with_a_sentence(monkeypatch):
