@@ -1,6 +1,7 @@
 """verify, gc, pin and remove as a person types them, on a real corpus that is read, deduplicated and split."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from contract.schemas import blocks_schema, document_id
 from store.artifact import Artifact
 from store.catalogue import artifacts
 from store.records import records
-from store.storage import Storage, open_root
+from store.storage import LocalStorage, Storage, open_root
+from tasks.lines import size
 from tasks.stage import Engine, Output, stage
 
 WORDS = ["iron", "ore", "steel", "slag", "lime", "coke", "blast", "hearth", "tuyere", "ingot", "ladle", "forge", "anvil", "smelt"]
@@ -63,8 +65,9 @@ class Root:
             for i in range(30)
         ]
         self.lines[7]["text"] = self.lines[4]["text"]  # a copy under another id
-        (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        source = f"{{uri: {str(folder / 'corpus.jsonl')!r}, domain: web, id_field: name, license_field: terms}}"
+        self.corpus = folder / "corpus.jsonl"
+        self.corpus.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        source = f"{{uri: {str(self.corpus)!r}, domain: web, id_field: name, license_field: terms}}"
         root = (folder / "root").as_uri()
         self.storage = open_root(root)
         self.place = ["--preset", "smoke", "--set", f"storage.root={root}", "--set", f"sources=[{source}]", "--set", "run.workers=1"]
@@ -132,6 +135,31 @@ def test_gc_says_what_it_would_do_and_young_artifacts_stay(root: Root, capsys):
     assert not list(records(root.storage)), "only the run's record was past its days"
     assert root("verify") == 0
     assert root("gc", "--days", "-1") == 2
+
+
+def test_gc_lists_what_can_go_with_its_files_and_sizes_and_delete_deletes_just_that(root: Root, capsys, monkeypatch):
+    assert root.run() == 0
+    (old,) = [artifact for artifact in artifacts(root.storage) if artifact.stage == "ingest"]
+    with root.corpus.open("a") as file:
+        file.write(json.dumps(root.lines[0] | {"name": "doc-30"}) + "\n")
+    assert root.run() == 0
+    capsys.readouterr()
+    monkeypatch.setattr(LocalStorage, "now", lambda self: time.time() + 40 * 86_400)
+    before = {entry.path: entry.size for entry in root.storage.list("")}
+    going = {path for path in before if old.fingerprint in path}
+    gone = sum(before[path] for path in going)
+    stay = sum(size for path, size in before.items() if path.startswith("artifacts/") and path not in going)
+    ran = [(entry.path, entry.size) for entry, _ in records(root.storage)]
+    rows = [("artifact", f"ingest@{old.fingerprint[:12]}", len(going), gone), *(("record", path, 1, bytes_) for path, bytes_ in ran)]
+    assert root("gc") == 0
+    *listed, total, end = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in listed] == [[what, where, str(n), "files", *size(b).split()] for what, where, n, b in rows]
+    freed = gone + sum(bytes_ for _, bytes_ in ran)
+    assert total == f"1 artifacts stay, {size(stay)}; {len(rows)} entries can go, {size(freed)}"
+    assert end == "nothing was deleted; --delete does it" and {e.path for e in root.storage.list("")} == {*before}
+    assert root("gc", "--delete") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{len(going) + len(ran)} files deleted, {size(freed)}"
+    assert {*before} - {entry.path for entry in root.storage.list("")} == going | {path for path, _ in ran}
 
 
 def test_pins_by_stage_and_by_fingerprint(root: Root, capsys):

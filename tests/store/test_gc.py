@@ -50,17 +50,17 @@ def paths(storage: Storage) -> list[str]:
     return [entry.path for entry in storage.list("")]
 
 
-def test_a_dry_run_touches_nothing_and_says_the_sizes(local: Storage):
-    toy.pipeline(toy.engine(local))
-    toy.pipeline(toy.engine(local, toy.Config(power=3)))
-    before = {entry.path: entry.size for entry in local.list("")}
-    found = gc.plan(local, 30, local.now() + 40 * DAY)
-    assert {entry.path: entry.size for entry in local.list("")} == before
+def test_a_dry_run_touches_nothing_and_says_the_sizes(storage: Storage):
+    toy.pipeline(toy.engine(storage))
+    toy.pipeline(toy.engine(storage, toy.Config(power=3)))
+    before = {entry.path: entry.size for entry in storage.list("")}
+    found = gc.plan(storage, 30, storage.now() + 40 * DAY)
+    assert {entry.path: entry.size for entry in storage.list("")} == before
     going = {entry.path for sweep in found.sweeps for entry in sweep.files}
     assert found.size == sum(before[path] for path in going) > 0
     assert found.kept_bytes == sum(size for path, size in before.items() if path.startswith("artifacts/") and path not in going)
-    assert gc.delete(local, found) == (len(going), found.size)
-    assert {*before} - {*paths(local)} == going
+    assert gc.delete(storage, found) == (len(going), found.size)
+    assert {*before} - {*paths(storage)} == going
 
 
 def test_what_the_preset_used_last_stays_with_its_inputs_and_the_rest_goes(storage: Storage):
@@ -74,38 +74,38 @@ def test_what_the_preset_used_last_stays_with_its_inputs_and_the_rest_goes(stora
     assert states(again) == ["cached"] * 3
 
 
-def test_a_run_record_keeps_what_it_used_until_its_days_are_over(local: Storage):
-    record = RunRecord.begin(local, "toy", "toy", {})
-    for artifact in toy.pipeline(toy.engine(local)):
+def test_a_run_record_keeps_what_it_used_until_its_days_are_over(storage: Storage):
+    record = RunRecord.begin(storage, "toy", "toy", {})
+    for artifact in toy.pipeline(toy.engine(storage)):
         if artifact.stage == "total":  # its inputs are reached through it
             record.used(artifact, "ran")
     record.end("completed")
-    toy.pipeline(toy.engine(local, toy.Config(count=6)))
-    kept = clean(local, days=50).kept
+    toy.pipeline(toy.engine(storage, toy.Config(count=6)))
+    kept = clean(storage, days=50).kept
     assert len(kept) == 6 and sum(why.startswith("used by runs/") for why in kept.values()) == 1
-    assert len(clean(local, days=30).kept) == 3
-    assert not local.list("runs/"), "a record that reaches nothing any more goes too"
+    assert len(clean(storage, days=30).kept) == 3
+    assert not storage.list("runs/"), "a record that reaches nothing any more goes too"
 
 
-def test_a_run_without_an_end_keeps_its_artifacts_for_thirty_days(local: Storage):
-    record = RunRecord.begin(local, "toy", "toy", {})
-    for artifact in toy.pipeline(toy.engine(local)):
+def test_a_run_without_an_end_keeps_its_artifacts_for_thirty_days(storage: Storage):
+    record = RunRecord.begin(storage, "toy", "toy", {})
+    for artifact in toy.pipeline(toy.engine(storage)):
         record.used(artifact, "ran")
-    for entry in local.list("last/"):
-        local.delete(entry.path)
-    assert len(clean(local, days=0, in_days=29).kept) == 3
-    assert len(clean(local, days=0, in_days=31).kept) == 0
+    for entry in storage.list("last/"):
+        storage.delete(entry.path)
+    assert len(clean(storage, days=0, in_days=29).kept) == 3
+    assert len(clean(storage, days=0, in_days=31).kept) == 0
 
 
-def test_a_pin_keeps_and_unpinning_lets_go(local: Storage):
-    made = toy.pipeline(toy.engine(local))
-    pins.pin(local, made[1])
-    toy.pipeline(toy.engine(local, toy.Config(count=6)))
-    kept = clean(local).kept
+def test_a_pin_keeps_and_unpinning_lets_go(storage: Storage):
+    made = toy.pipeline(toy.engine(storage))
+    pins.pin(storage, made[1])
+    toy.pipeline(toy.engine(storage, toy.Config(count=6)))
+    kept = clean(storage).kept
     assert kept["squares", made[1].fingerprint] == "pinned"
     assert ("numbers", made[0].fingerprint) in kept and ("total", made[2].fingerprint) not in kept
-    pins.unpin(local, ("squares", made[1].fingerprint))
-    assert len(clean(local).kept) == 3
+    pins.unpin(storage, ("squares", made[1].fingerprint))
+    assert len(clean(storage).kept) == 3
 
 
 def test_superseded_manifests_go_and_parts_that_the_newest_adopted_stay(local: Storage):
@@ -137,13 +137,13 @@ def test_leftovers_of_killed_attempts_and_dead_locks_go(storage: Storage):
     assert not verify(storage, lambda *_: None).faults
 
 
-def test_a_live_lock_keeps_an_old_attempt(local: Storage):
-    attempt = Attempt.new(local, "pretrain", "f" * 64, "basis")
+def test_a_live_lock_keeps_an_old_attempt(storage: Storage):
+    attempt = Attempt.new(storage, "pretrain", "f" * 64, "basis")
     attempt.bytes("checkpoints/step-000000001/WHOLE", b"{}")
-    later = local.now() + 41 * DAY
-    local.write("locks/pretrain-" + "f" * 32 + "/000000001.json", json.dumps({"owner": "x", "expires": later}).encode())
-    assert not clean(local).sweeps
-    assert clean(local, in_days=43).sweeps
+    later = storage.now() + 41 * DAY
+    storage.write("locks/pretrain-" + "f" * 32 + "/000000001.json", json.dumps({"owner": "x", "expires": later}).encode())
+    assert not clean(storage).sweeps
+    assert clean(storage, in_days=43).sweeps
 
 
 def test_half_written_files_of_a_killed_process_go(local: Storage):

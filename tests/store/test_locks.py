@@ -2,32 +2,49 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from store.locks import hold
 from store.storage import Storage
 
 HOLDER = """
-import sys
-from store.locks import hold
+import socket, sys
+from store import locks
 from store.storage import open_root
-with hold(open_root(sys.argv[1]), "toy", print):
+root, endpoint, host, expiry_s = sys.argv[1:]
+socket.gethostname = lambda: host
+locks.EXPIRY_S = float(expiry_s)
+with locks.hold(open_root(root, endpoint or None), "toy", print):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_lock_of_a_killed_process_of_this_machine_is_free_and_a_live_ones_is_not(local: Storage):
+@contextmanager
+def holder(storage: Storage, host: str, expiry_s: float) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock until it is killed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, local.uri],
+        [sys.executable, "-c", HOLDER, storage.uri, getattr(storage, "endpoint_url", ""), host, str(expiry_s)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_lock_of_a_killed_process_of_this_machine_is_free_and_a_live_ones_is_not(local: Storage):
     said: list[str] = []
 
     def waiting(line: str) -> None:
@@ -35,10 +52,33 @@ def test_a_lock_of_a_killed_process_of_this_machine_is_free_and_a_live_ones_is_n
         process.kill()
         process.wait()
 
-    with hold(local, "toy", waiting, poll_s=0.01):
+    with holder(local, socket.gethostname(), 60) as process, hold(local, "toy", waiting, poll_s=0.01):
         (entry,) = local.list("locks/toy/")
         assert json.loads(local.read(entry.path))["expires"] > local.now()
     assert len(said) == 1 and f"pid {process.pid}, which makes the same artifact" in said[0]
+
+
+def test_a_lock_that_a_killed_process_of_another_machine_held_is_free_at_its_expiry(s3: Storage):
+    """Alive it renews, and nobody else gets it though its first expiry is long past; the expiry that its death left is waited for."""
+    said, expiries = [], []
+
+    def expires() -> float:
+        return float(json.loads(s3.read("locks/toy/000000001.json"))["expires"])
+
+    def waiting(line: str) -> None:
+        said.append(line)
+        expiries.append(expires())
+        while s3.now() <= expiries[0] + 1:
+            time.sleep(0.1)
+        assert process.poll() is None and expires() > s3.now()
+        process.kill()
+        process.wait()
+        expiries.append(expires())
+
+    with holder(s3, "elsewhere", expiry_s=3) as process, hold(s3, "toy", waiting, poll_s=0.05):
+        assert s3.now() > expiries[1] > expiries[0]
+        assert [entry.path for entry in s3.list("locks/toy/")] == ["locks/toy/000000002.json"]
+    assert len(said) == 1 and f"waiting for elsewhere pid {process.pid}, which" in said[0]
 
 
 def test_a_lock_of_another_machine_is_free_at_its_expiry(storage: Storage):
