@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered: a file whose size, times and inode did not move is not read again.
+"""SHA-256 of files, remembered: a file whose size, times and inode did not move is not read again, nor an object whose ETag did not.
 
 The memo lies in the user's cache folder (BESSEMER_CACHE overrides it) and only saves time.
 """
@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,6 +42,15 @@ def digests_of_files(paths: Iterable[Path]) -> dict[str, str]:
     fresh = {path: read_digest(Path(path)) for path in missing}
     _remember([(path, missing[path], digest) for path, digest in fresh.items() if _key(Path(path)) == missing[path]])
     return known | fresh
+
+
+def digest_of_object(uri: str, token: str, read: Callable[[], str]) -> str:
+    """SHA-256 of an object in a store, by `read`, or from the memo where the server's token for it is the one it was read under."""
+    known = _remembered({uri: token})
+    if uri not in known:
+        known = {uri: read()}
+        _remember([(uri, token, known[uri])])
+    return known[uri]
 
 
 def _key(path: Path) -> str:

@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlparse
 
 from contract.errors import ConfigError, InputError, PipelineError, StorageError
-from store.digests import digest_of_file, read_digest
+from store.digests import digest_of_file, digest_of_object, read_digest
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,20 @@ class LocalStorage:
 
 
 def matches(storage: Storage, entry: Entry | None, size: int, digest: str, token: str | None) -> bool:
-    """Whether a stored file is still what was recorded: by the server's token on S3, by its (memoised) digest on disk."""
+    """Whether a stored file is still what was recorded: by its (memoised) digest on disk, by the server's token on S3.
+
+    Another token is no other content yet: a root that was copied has tokens of its own. Then the bytes are read, once a token.
+    """
     if entry is None or entry.size != size:
         return False
     local = storage.local(entry.path)
-    return digest_of_file(local) == digest if local is not None else entry.token == token
+    if local is not None:
+        return digest_of_file(local) == digest
+    if entry.token == token:
+        return True
+    with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+        return digest_of_object(f"{storage.uri}/{entry.path}", str(entry.token), lambda: storage.digest(entry.path)) == digest
+    return False
 
 
 def _entry(path: str, file: Path) -> Entry:

@@ -1,12 +1,16 @@
 """verify, gc, pin and remove as a person types them, on a real corpus that is read, deduplicated and split."""
 
+import copy
+import io
 import json
 import time
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
+from boto3.s3.transfer import TransferConfig
 from safetensors.numpy import save
 
 from bessemer.cli import main
@@ -17,6 +21,7 @@ from contract.schemas import blocks_schema, document_id
 from store.artifact import Artifact
 from store.catalogue import artifacts
 from store.records import records
+from store.s3 import S3Storage
 from store.storage import LocalStorage, Storage, open_root
 from tasks.lines import size
 from tasks.stage import Engine, Output, stage
@@ -68,12 +73,19 @@ class Root:
         self.corpus = folder / "corpus.jsonl"
         self.corpus.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         source = f"{{uri: {str(self.corpus)!r}, domain: web, id_field: name, license_field: terms}}"
-        root = (folder / "root").as_uri()
-        self.storage = open_root(root)
-        self.place = ["--preset", "smoke", "--set", f"storage.root={root}", "--set", f"sources=[{source}]", "--set", "run.workers=1"]
+        self.place = ["--preset", "smoke", "--set", f"sources=[{source}]", "--set", "run.workers=1"]
+        self.storage = open_root((folder / "root").as_uri())
 
     def __call__(self, command: str, *more: str) -> int:
-        return main([command, *more, *self.place])
+        endpoint = getattr(self.storage, "endpoint_url", None)
+        where = ["--set", f"storage.root={self.storage.uri}", *(["--set", f"storage.endpoint_url={endpoint}"] if endpoint else [])]
+        return main([command, *more, *self.place, *where])
+
+    def at(self, storage: Storage) -> "Root":
+        """The same corpus and settings with another root."""
+        other = copy.copy(self)
+        other.storage = storage
+        return other
 
     def run(self, until: str = "ingest") -> int:
         return self("run", "curate", "--until", until)
@@ -249,3 +261,36 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(root: Root, capsys):
         assert root("run", "curate", "--set", key) == 2
     said = "".join(capsys.readouterr())
     assert "credentials do not belong in a URI" in said and "planted-secret" not in said
+
+
+def carry(here: Storage, there: Storage, part_bytes: int = 2**30) -> None:
+    """What `aws s3 sync` or `cp -r` does, by the store's own client; objects over `part_bytes` go up in parts, so their ETag is no MD5."""
+    for entry in here.list(""):
+        if isinstance(there, S3Storage):
+            config = TransferConfig(multipart_threshold=part_bytes, multipart_chunksize=part_bytes)
+            body = io.BytesIO(here.read(entry.path))
+            boto3.client("s3", endpoint_url=there.endpoint_url).upload_fileobj(body, there.bucket, there._key(entry.path), Config=config)
+        else:
+            there.write(entry.path, here.read(entry.path))
+
+
+def test_a_root_that_was_copied_anywhere_is_cached_whole_and_still_watched(root: Root, s3: S3Storage, tmp_path: Path, capsys, monkeypatch):
+    """Disk to S3, to another prefix by another way of copying, and back to disk."""
+    assert root.run("split") == 0
+    places = [s3, open_root(f"s3://{s3.bucket}/elsewhere", s3.endpoint_url), open_root((tmp_path / "back").as_uri())]
+    here = root.storage
+    for there, part_bytes in zip(places, (2**30, 2**12, 2**30), strict=True):
+        carry(here, there, part_bytes)
+        capsys.readouterr()
+        assert root.at(there)("verify") == 0 and root.at(there).run("split") == 0
+        said = capsys.readouterr().out
+        assert "all as recorded" in said and said.count(" cached ") == 4 and " ran " not in said
+        here = there
+    read: list[str] = []
+    monkeypatch.setattr(S3Storage, "digest", lambda storage, path, digest=S3Storage.digest: read.append(path) or digest(storage, path))
+    assert root.at(s3).run("split") == 0 and not read, "an object is read once, not by every run"
+    (ingest,) = [artifact for artifact in artifacts(s3) if artifact.stage == "ingest"]
+    part = ingest.files["part-00000.parquet"]
+    s3.write(part.path, s3.read(part.path)[:-1] + b"x")
+    assert root.at(s3).run("split") == 0
+    assert "part-00000.parquet is missing or changed in the store" in capsys.readouterr().out
