@@ -18,6 +18,7 @@ from store.attempt import Attempt
 from store.storage import Storage
 from tasks import launch
 from tasks.stage import Output
+from tests.e2e.installation import on_demand
 
 MODULE = "tests.tasks.children"
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,33 @@ def test_a_child_that_hangs_is_ended_and_started_again(out: Output, heard: Heard
     launch.run_child(MODULE, spec(out, "hang once"), out, can_resume=True)
     assert len(list((out.scratch / "result").glob("start-*"))) == 2
     assert "goes on from its last checkpoint" in heard.warnings[0] and "after 5 steps" in heard.warnings[0]
+
+
+@on_demand
+def test_ranks_that_hang_in_a_collective_are_ended_and_go_on_to_the_same_losses(local: Storage, heard: Heard, tmp_path: Path):
+    """One rank is stopped in the middle, so that the other waits for it in its all-reduce. The limit holds for their start too."""
+    from tests.training import small
+
+    spec = small.spec(tmp_path, "pretrain", "plain", max_steps=60)
+    small.train(spec, tmp_path / "undisturbed", ranks=2)
+    out = Output(Attempt.new(local, "pretrain", "f" * 64, ""), RunOptions(stall_minutes=25 / 60), heard, adopt=False)
+    spec |= {"place": {**spec["place"], "ranks": 2}, "checkpoints": out.checkpoints.to_json(), "out": str(tmp_path / "files")}
+    ranks: list[int] = []
+
+    def stop_one() -> None:
+        while not out.checkpoints.is_there():
+            time.sleep(0.005)
+        ranks.extend(process.pid for process in launch._running[0].processes)  # type: ignore[attr-defined]
+        os.kill(ranks[1], signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop_one, daemon=True)
+    thread.start()
+    launch.run_child("training.child", spec, out, ranks=2, can_resume=True)
+    thread.join()
+    assert "goes on from its last checkpoint" in heard.warnings[-1] and not any(map(alive, ranks))
+    steps = [done for done, *_ in heard.notes]
+    assert steps[-1] == 60 and steps == sorted(set(steps)), "training began again from its first step"
+    assert (tmp_path / "files" / "losses.jsonl").read_text() == small.losses(tmp_path / "undisturbed")
 
 
 def test_a_child_that_hangs_and_cannot_resume_fails(out: Output):
