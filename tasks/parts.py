@@ -8,7 +8,9 @@ import contextlib
 import logging
 import os
 import queue
+import secrets
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -29,12 +31,14 @@ from tasks.stage import Output, said
 Work = Callable[[dict[str, Any], "PartWriter"], dict[str, Any]]
 Sealed = tuple[str, list[FileRecord], dict[str, Any]]
 
-LAST_WORDS_S = 1.0
-"""How long Ray may take to bring what a worker said before it died."""
+LAST_WORDS_S = 3.0
+"""How long Ray may take to bring the last that its workers said. It takes a tenth of a second, unless one of them died."""
 MOST_DEATHS = 3
 """So often a part whose worker died is given to another; Ray Data's own number is without end."""
 SAID: queue.SimpleQueue[str] = queue.SimpleQueue()
 """What Ray's workers wrote to stderr. Ray hears of it on a thread of its own; Prefect's log knows a run by the thread of its stage."""
+END_OF_PART = "bessemer: the end of a part "
+"""A line by which a worker says so on stderr: what it had to say of the part came before."""
 
 SESSION: list[str] = []
 """The socket of the Ray that this process has started; its processes are known by it."""
@@ -99,6 +103,8 @@ def _map(out: Output, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
         out.execution["ray_start_s"] = round(time.monotonic() - begun, 1)
     refuse_unshared(attempt.storage.uri)
     how = cloudpickle.dumps((attempt, work))  # as bytes: an object that a worker cannot load would be retried for ever by Ray Data
+    words = Words(out)
+    mark = words.mark  # alone: a worker has no log
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
         attempt, work = cloudpickle.loads(how)
@@ -107,21 +113,24 @@ def _map(out: Output, work: Work, parts: Sequence[Part]) -> Iterator[Sealed]:
             return {"sealed": cloudpickle.dumps(_sealed_part(attempt, work, part))}
         except Exception as error:  # carried as a value: Ray would wrap it beyond recognition
             return {"sealed": cloudpickle.dumps(_portable(error, f"{attempt.stage}: {part.name}"))}
+        finally:
+            print(mark, file=sys.stderr, flush=True)
 
     items = [{"part": cloudpickle.dumps(part)} for part in parts]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray means to take max_retries away and has nothing in its place (2.60)
         rows = ray.data.from_items(items, override_num_blocks=len(items)).map(call, num_cpus=1, max_retries=MOST_DEATHS)
     try:
-        for row in rows.iter_rows():
+        for come, row in enumerate(rows.iter_rows(), start=1):
             sealed = cloudpickle.loads(row["sealed"])
             if isinstance(sealed, Exception):
+                words.wait_for(come)
                 raise sealed
             yield sealed
-            _pass_on(out)
+            words.pass_on()
+        words.wait_for(len(parts))
     except ray.exceptions.RayError as error:
-        time.sleep(LAST_WORDS_S)
-        _pass_on(out)
+        words.wait_for(len(parts))
         raise StageFailed(
             f"{attempt.stage}: a worker was killed or crashed {MOST_DEATHS + 1} times over: out of memory? "
             "Make room, or lower run.workers, and run it again: it goes on with the parts that are left."
@@ -135,6 +144,35 @@ def _portable(error: Exception, where: str) -> Exception:
     return ours
 
 
+@dataclass
+class Words:
+    """What the workers of a stage write to stderr, into the stage's log. Ray brings a worker's lines in their order, and late."""
+
+    out: Output
+    mark: str = field(default_factory=lambda: END_OF_PART + secrets.token_hex(8))
+    ended: int = 0
+    """Parts of which nothing more will come."""
+    said: set[str] = field(default_factory=set)
+
+    def pass_on(self) -> None:
+        """What has come since; what many of them say, once."""
+        lines = []
+        while not SAID.empty():
+            lines.append(SAID.get())
+        self.ended += lines.count(self.mark)
+        for line in lines:
+            if line.strip() and line not in self.said and not line.startswith(END_OF_PART):
+                self.said.add(line)
+                self.out.warn(f"a worker says: {line}")
+
+    def wait_for(self, parts: int) -> None:
+        deadline = time.monotonic() + LAST_WORDS_S
+        self.pass_on()
+        while self.ended < parts and time.monotonic() < deadline:
+            time.sleep(0.02)
+            self.pass_on()
+
+
 def _hear_workers() -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
@@ -145,15 +183,6 @@ def _hear_workers() -> None:
     for name in ("ray_print_logs", "bessemer"):  # Ray's own prints to the terminal, between our lines; ours may be of an earlier start
         dispatcher.remove_handler(name)
     dispatcher.add_handler("bessemer", hear)
-
-
-def _pass_on(out: Output) -> None:
-    """Into the stage's log what its workers have said since, a line that many of them say once."""
-    lines = []
-    while not SAID.empty():
-        lines.append(SAID.get())
-    for line in filter(str.strip, dict.fromkeys(lines)):
-        out.warn(f"a worker says: {line}")
 
 
 def _sealed_part(attempt: Attempt, work: Work, part: Part) -> Sealed:
@@ -216,8 +245,6 @@ def refuse_unshared(root: str) -> None:
 
 def stop_ray() -> None:
     """Give the machine's memory back before training; the next data stage starts Ray anew."""
-    import sys
-
     if "ray" in sys.modules:
         import ray
 

@@ -1,5 +1,6 @@
 """Server, worker and profile, started and ended for real on a free port, with a Prefect home and a project of the test's own."""
 
+import logging
 import os
 import signal
 import socket
@@ -17,9 +18,13 @@ import pytest
 from bessemer import processes, profiles
 from bessemer.api import Api
 
+ROOT = Path(__file__).parents[2]
+
 FLOW = """
 import logging
+import os
 import time
+from dataclasses import replace
 from enum import Enum
 
 from prefect import flow
@@ -30,12 +35,27 @@ class Preset(str, Enum):
 
 
 @flow
-def toy(preset: Preset = Preset.smoke, seconds: float = 0, fail: bool = False):
+def toy(preset: Preset = Preset.smoke, seconds: float = 0, fail: bool = False, root: str = ""):
     logging.getLogger("bessemer").setLevel(logging.INFO)
     logging.getLogger("bessemer.toy").info("a line of the run")
     time.sleep(seconds)
     if fail:
         raise ValueError("told to fail")
+    if root:
+        stages_that_warn(root)
+
+
+def stages_that_warn(root: str):
+    from store.storage import open_root
+    from tasks.parts import stop_ray
+    from tasks.prefect_runner import PrefectJournal, PrefectRunner
+    from tests.tasks import toy
+
+    os.environ["TOY_SAY"] = "part-00003.parquet"
+    run = PrefectRunner(replace(toy.engine(open_root(root), workers=2), journal=PrefectJournal()))
+    run(toy.squares, numbers=run(toy.numbers))
+    stop_ray()
+    run(toy.ranks)
 """
 PREFECT_YAML = """
 name: toy
@@ -70,6 +90,7 @@ class Clone:
         (self.prefect_home / "profiles.toml").write_text(FORMER)
         self.variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self.variables |= {"BESSEMER_HOME": str(self.home), "PREFECT_HOME": str(self.prefect_home), "BESSEMER_PORT": str(self.port)}
+        self.variables |= {"PYTHONPATH": str(ROOT)}
         self.api = Api(f"http://127.0.0.1:{self.port}/api")
 
     def call(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -164,6 +185,14 @@ class TestServices:
         assert refused.returncode == 1 and "is paused, no run of it starts" in refused.stderr
         assert "cpu was paused, it goes on" in clone.up().stdout
         assert not clone.api.is_paused("cpu")
+
+    def test_what_workers_of_ray_and_ranks_warn_of_stands_in_the_runs_log(self, clone: Clone, tmp_path: Path) -> None:
+        done = clone.call("bessemer.watch", "toy/full", f"root={(tmp_path / 'root').as_uri()}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = clone.api.call("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]["id"]
+        warnings = {"logs": {"flow_run_id": {"any_": [run]}, "level": {"ge_": logging.WARNING}}}
+        said = {line["message"] for line in clone.api.call("POST", "/logs/filter", warnings)}
+        assert said >= {"squares: a worker says: half of this is guessed", "ranks: mind this"}
 
     def test_a_failed_run_gives_its_reason_and_a_bad_status(self, clone: Clone) -> None:
         run = clone.call("bessemer.watch", "toy/full", "fail=true")

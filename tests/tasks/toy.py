@@ -12,6 +12,7 @@ from contract.config import Frozen, RunOptions
 from contract.ledger import Count, Ledger
 from store.artifact import Artifact
 from store.storage import Storage, open_root
+from tasks.launch import run_child
 from tasks.parts import Part, PartWriter, map_parts
 from tasks.stage import Engine, Output, stage
 
@@ -63,8 +64,6 @@ def square_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
     if calls:
         with open(calls, "a") as file:
             file.write(spec["name"] + "\n")
-    if said := os.environ.get("TOY_SAY"):
-        print(said, file=sys.stderr, flush=True)
     broken = Path(os.environ.get("TOY_BREAK", "/nonexistent"))
     if broken.exists():
         if broken.read_text() == "dies":
@@ -73,6 +72,8 @@ def square_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
     kept = rows[:-1] if os.environ.get("TOY_LOSE") == spec["name"] else rows
     write.table(spec["name"], pa.table({"n": pa.array([n ** spec["power"] for n in kept], pa.int64())}))
     write.bytes(spec["name"] + ".inner", b"for a later step", content=False)
+    if spec["name"] == os.environ.get("TOY_SAY"):
+        print("half of this is guessed", file=sys.stderr, flush=True)
     return {"sum": sum(n ** spec["power"] for n in rows)}
 
 
@@ -91,6 +92,13 @@ def squares(numbers: Artifact, config: Power, out: Output) -> Ledger:
 def total(squares: Artifact, config: Amount, out: Output) -> Ledger:
     out.json("total.json", squares.figures["sum"])
     out.attach("log.txt", os.urandom(8))
+    return Ledger()
+
+
+@stage(version=1, config=lambda c: Amount(count=1))
+def ranks(config: Amount, out: Output) -> Ledger:
+    """Two that say `mind this`."""
+    run_child("tests.tasks.children", {"how": "finish", "out": str(out.scratch / "result")}, out, ranks=2)
     return Ledger()
 
 
