@@ -17,9 +17,9 @@ from bessemer.console import ConsoleJournal
 from bessemer.environment import prepare_environment
 from bessemer.summary import Summary
 from bessemer.upkeep import add_commands
-from contract.errors import ComeAgain, ConfigError, InputError, PipelineError
+from contract.errors import ComeAgain, ConfigError, InputError, PipelineError, exit_code_of, said
 from tasks.lines import HEAD, duration, row, size
-from tasks.stage import Engine, Planned, said
+from tasks.stage import Engine, Planned
 
 FLOWS = ("pretrain", "curate", "train", "align", "evaluate", "export")
 
@@ -30,15 +30,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     logging.getLogger().addHandler(logging.NullHandler())
     try:
-        return int(arguments.call(arguments))
+        code = int(arguments.call(arguments))
+        sys.stdout.flush()
+        return code
     except PipelineError as error:
         print(f"bessemer: {said(error)}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        return _ended_by(error)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # a terminal that is closed
             print("bessemer: stopped; the same command goes on from here", file=sys.stderr, flush=True)
             sys.stdout.flush()
         os._exit(130)  # all is closed by now; threads of Ray still at work have crashed interpreters that wound down in order
+
+
+def _ended_by(error: OSError) -> int:
+    """One sentence for a fault of a disk, a path or stdout; where stdout is closed (`| head`), nothing at all."""
+    if not isinstance(error, BrokenPipeError):
+        print(f"bessemer: {said(error)}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the interpreter would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exit_code_of(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -81,11 +81,13 @@ class Config(Frozen):
 
 def load(preset: str, overrides: dict[str, Any] | None = None) -> Config:
     """A preset with dotted overrides such as {"train.max_steps": 50}. Raises ConfigError that names the key and the nearest one."""
-    file = PRESETS / f"{preset}.yaml"
-    if not file.exists():
-        known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if preset not in known:
         raise ConfigError(f"there is no preset {preset}{_nearest(preset, known)}; presets: {', '.join(known)}")
-    values = yaml.safe_load(file.read_text()) or {}
+    file = PRESETS / f"{preset}.yaml"
+    values = _read_yaml(file.read_bytes(), f"preset {file}") or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"preset {file} holds no settings; write one key: value a line, as in sources: […]")
     for key, value in (overrides or {}).items():
         _put(values, key, value)
     try:
@@ -99,10 +101,24 @@ def parse_set(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {text}: write key=value, as in --set train.max_steps=50")
+    return key.strip(), _read_yaml(value, f"--set {key}: {value[:200]!r}")
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """Nine lists of nine aliases each are a billion values to whoever prints or checks them."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not taken: write the value out")
+        return super().compose_node(parent, index)
+
+
+def _read_yaml(text: str | bytes, what: str) -> Any:
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {value!r} cannot be read as YAML ({str(error).splitlines()[0]})") from error
+        return yaml.load(text, _WithoutAliases)  # a SafeLoader
+    except Exception as error:  # besides YAMLError whatever Python says of 2001-99-99, !!int "", !!bool x or a thousand brackets
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{what} cannot be read as YAML ({said}); correct it") from error
 
 
 def _put(values: dict[str, Any], key: str, value: object) -> None:

@@ -29,7 +29,7 @@ import yaml
 from bessemer import processes, profiles
 from bessemer.api import GPU_QUEUES, LIVE, Api
 from bessemer.environment import prepare_environment
-from contract.errors import InputError, PipelineError
+from contract.errors import InputError, PipelineError, exit_code_of, said
 
 POOL = "cpu"
 SETTLE_S = 90  # a training step and its checkpoint; after that flows are killed, and resume from the checkpoint before
@@ -469,6 +469,9 @@ def main(arguments: list[str]) -> int:
     except PipelineError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(said(error), file=sys.stderr)
+        return exit_code_of(error)
     except KeyboardInterrupt:
         return 130
     return 0

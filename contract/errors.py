@@ -11,6 +11,8 @@ PipelineError                 exit 1
 └── ComeAgain                 exit 75: checkpointed after SIGTERM, run again to go on
 """
 
+import errno
+
 
 class PipelineError(Exception):
     exit_code = 1
@@ -46,3 +48,36 @@ class StageFailed(PipelineError):
 
 class ComeAgain(PipelineError):
     exit_code = 75
+
+
+IN_THE_WAY = "A file stands where a folder must be, or the other way round: move it away"
+ADVICE = {
+    errno.ENOTDIR: IN_THE_WAY,
+    errno.EEXIST: IN_THE_WAY,
+    errno.EISDIR: IN_THE_WAY,
+    errno.ENOENT: "Make it, or correct the path",
+    errno.ENAMETOOLONG: "Give a shorter path",
+    errno.EACCES: "Give yourself the permission, or another path",
+    errno.EPERM: "Give yourself the permission, or another path",
+    errno.EROFS: "Give a writable place",
+    errno.ENOSPC: "Make space",
+    errno.EDQUOT: "Make space",
+    errno.EIO: "The disk or the network drive fails: repair it",
+}
+"""What to do about a fault that the operating system names."""
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+def said(error: BaseException) -> str:
+    """What a person needs of an error: its sentence when it is ours or the operating system's, its kind and text when it is neither."""
+    if isinstance(error, PipelineError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}. {ADVICE.get(error.errno or 0, 'Repair that')}; the same command goes on from here."
+    return f"{type(error).__name__}: {error}"
+
+
+def exit_code_of(error: OSError) -> int:
+    """2 where a path or a permission is the person's to correct, else 1."""
+    return 2 if error.errno in ADVICE and error.errno not in OF_THE_MACHINE else 1

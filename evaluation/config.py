@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from contract.config import Frozen
+from store.config import usable_uri
 
 CONTINUATION = "continuation"
 """The name of the local task; no named task may take it."""
@@ -19,6 +20,11 @@ class NamedTask(Frozen):
     """The file: a path, file:// or s3://; .gz and .zst are read too."""
     limit: int | None = Field(default=None, ge=1)
     """Use the first so many lines of it; all when unset."""
+
+    @field_validator("uri")
+    @classmethod
+    def _usable(cls, value: str) -> str:
+        return usable_uri(value)
 
 
 class ItemsConfig(Frozen):

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from contract.config import Frozen
 from contract.schemas import DOMAINS
-from store.config import without_credentials
+from store.config import usable_uri
 
 ENVIRONMENT = "environment:"
 Domain = Literal["web", "books", "code", "academic", "reference", "conversation"]
@@ -62,8 +62,8 @@ class Source(Frozen):
 
     @field_validator("uri")
     @classmethod
-    def _holds_no_credentials(cls, value: str) -> str:
-        return without_credentials(value)
+    def _usable(cls, value: str) -> str:
+        return usable_uri(value)
 
     @field_validator("encoding")
     @classmethod

@@ -1,6 +1,6 @@
 """Where artifacts lie. A place, so it never enters a fingerprint."""
 
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import field_validator
 
@@ -15,12 +15,14 @@ class StorageConfig(Frozen):
 
     @field_validator("root", "endpoint_url")
     @classmethod
-    def _holds_no_credentials(cls, value: str | None) -> str | None:
-        return None if value is None else without_credentials(value)
+    def _usable(cls, value: str | None) -> str | None:
+        return None if value is None else usable_uri(value)
 
 
-def without_credentials(uri: str) -> str:
-    """`uri`, when nobody wrote user and password into it: configuration is recorded, shown and sent to other processes."""
+def usable_uri(uri: str) -> str:
+    """`uri`, when it can be opened and nobody wrote user and password into it: configuration is recorded, shown and sent on."""
+    if "\0" in unquote(uri):
+        raise ValueError("it holds a NUL character, which no path has; take it out")
     if "@" in urlsplit(uri).netloc:
         raise ValueError("credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
     return uri

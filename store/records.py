@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from contract.errors import ComeAgain, PipelineError
+from contract.errors import ComeAgain, PipelineError, said
 from store.artifact import Artifact
 from store.checked import dump_checked, load_checked
 from store.storage import Entry, Storage
@@ -85,8 +85,7 @@ def _ending(error: BaseException) -> tuple[str, str]:
         return CHECKPOINTED
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "stopped", ""
-    said = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-    return "failed", said
+    return "failed", said(error)
 
 
 def _hidden(value: Any) -> Any:

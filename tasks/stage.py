@@ -338,11 +338,6 @@ def _check(stage: Stage, ledger: Ledger, inputs: dict[str, Artifact], out: Outpu
             )
 
 
-def said(error: BaseException) -> str:
-    """What a person needs of an error: its sentence when it is ours, its kind and text when it is not."""
-    return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-
-
 def last_artifact(engine: Engine, name: str) -> Artifact | None:
     """What the engine's preset used last for a stage, under any configuration."""
     identity = engine._last(name)
