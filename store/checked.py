@@ -1,4 +1,4 @@
-"""JSON that knows when it was changed: a value beside its own checksum. Manifests, seals, checkpoints and records are written so."""
+"""JSON that knows when it was changed: a value beside its own checksum. Manifests, seals, checkpoints, locks and records are written so."""
 
 import hashlib
 import json

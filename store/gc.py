@@ -5,7 +5,6 @@ Works under artifacts/, locks/ and runs/ alone. Nothing here is needed for corre
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
@@ -190,7 +189,7 @@ def _locks(storage: Storage) -> Iterator[tuple[Entry, float]]:
     for entry in storage.list("locks/"):
         expires = 0.0
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            expires = float(json.loads(storage.read(entry.path))["expires"])
+            expires = float(load_checked(storage.read(entry.path))["expires"])
         yield entry, expires
 
 

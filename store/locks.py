@@ -6,7 +6,6 @@ whose process is gone is not waited for.
 """
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 import psutil
 
 from contract.errors import PipelineError
+from store.checked import dump_checked, load_checked
 from store.storage import Storage
 
 EXPIRY_S = 60.0
@@ -55,7 +55,7 @@ def hold(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: fl
 
 
 def _body(expires: float) -> bytes:
-    return json.dumps({"owner": _owner(os.getpid()), "expires": expires, "nonce": secrets.token_hex(8)}).encode()
+    return dump_checked({"owner": _owner(os.getpid()), "expires": expires, "nonce": secrets.token_hex(8)})
 
 
 def _owner(pid: int) -> str:
@@ -86,7 +86,7 @@ def _take(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: f
         if entries:
             number = int(entries[-1].path[-14:-5])
             with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # gone, or changed: as good as free
-                last = json.loads(storage.read(entries[-1].path))
+                last = load_checked(storage.read(entries[-1].path))
                 holder, expires = str(last["owner"]), float(last["expires"])
         now = storage.now()
         if expires < now or _is_gone(holder):

@@ -9,8 +9,12 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from contract.errors import ComeAgain, StorageError
+
+FULL_BYTES = 2**20
 PREFIX = "bessemer-"
 LOCK = "LOCK"
 
@@ -19,7 +23,13 @@ class Scratch:
     """A new folder, held until `close`. Making one removes what killed runs of this user have left in the same place."""
 
     def __init__(self, purpose: str) -> None:
-        remove_abandoned(Path(tempfile.gettempdir()))
+        try:
+            remove_abandoned(Path(tempfile.gettempdir()))
+            self._make(purpose)
+        except OSError as error:
+            raise StorageError(f"no temporary folder can be made ({error}): make space, or set TMPDIR to a folder of yours") from error
+
+    def _make(self, purpose: str) -> None:
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-"))
             self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR)
@@ -30,6 +40,27 @@ class Scratch:
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def free_bytes() -> int:
+    """What is free where temporary files are made."""
+    return shutil.disk_usage(tempfile.gettempdir()).free
+
+
+@contextlib.contextmanager
+def full_is_said(name: str) -> Iterator[None]:
+    """Whatever fails while the temporary folder is full fails because of it, in the words of this process, a child or a library."""
+    try:
+        yield
+    except (StorageError, ComeAgain):
+        raise
+    except Exception as error:
+        if (free := free_bytes()) >= FULL_BYTES:
+            raise
+        raise StorageError(
+            f"{name}: the temporary folder {tempfile.gettempdir()} is full ({free:,} bytes free). Nothing was published; make space "
+            "there, or set TMPDIR to a folder on another disk, and run again."
+        ) from error
 
 
 def remove_abandoned(place: Path) -> int:

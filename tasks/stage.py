@@ -6,6 +6,7 @@ neither Prefect nor Ray; `tasks/runner.py` puts stages into flows, `tasks/parts.
 
 import hashlib
 import inspect
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from store.locks import hold
 from store.storage import Storage
 from tasks.explain import difference
 from tasks.provenance import provenance
-from tasks.scratch import Scratch
+from tasks.scratch import Scratch, free_bytes, full_is_said
 
 LEAST_FREE_BYTES = 64 * 2**20
 Blob = bytes  # inside Output the name belongs to its method
@@ -248,7 +249,8 @@ class Engine:
         self.journal.started(stage.name, planned.fingerprint, planned.why)
         out = Output(attempt, self.run_options, self.journal, adopt=not self.force(stage.name))
         try:
-            ledger = stage.work(**inputs, config=planned.config, out=out)
+            with full_is_said(stage.name):
+                ledger = stage.work(**inputs, config=planned.config, out=out)
             _check(stage, ledger, inputs, out)
             self._unmoved(planned)
             if name := attempt.lost(out.files.values()):
@@ -284,12 +286,12 @@ class Engine:
             raise IntegrityError(f"{planned.stage.name}: {', '.join(changed)} changed while it was read. Nothing was published; run again.")
 
     def _room(self, name: str) -> None:
-        free = self.storage.free_bytes()
-        if free is not None and free < LEAST_FREE_BYTES:
-            raise StorageError(
-                f"{name} was not started: {free:,} bytes are free under {self.storage.uri}, at least {LEAST_FREE_BYTES:,} are "
-                "needed. Make space and run again."
-            )
+        for place, free in ((self.storage.uri, self.storage.free_bytes()), (f"TMPDIR, {tempfile.gettempdir()}", free_bytes())):
+            if free is not None and free < LEAST_FREE_BYTES:
+                raise StorageError(
+                    f"{name} was not started: {free:,} bytes are free under {place}, at least {LEAST_FREE_BYTES:,} are "
+                    "needed. Make space and run again."
+                )
 
     def _pointer(self, name: str) -> str:
         return f"last/{self.scope}/{name}.json"

@@ -1,15 +1,17 @@
 """The disk fills up, or turns read-only, once each stage of `smoke` has begun (`make faults-all`): a small tmpfs, filled for real."""
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bessemer.config import load
-from contract.errors import PipelineError
+from contract.errors import PipelineError, StorageError
 from flows.pretrain import body
 from store.storage import Storage, open_root
 from tasks.runner import PlainRunner, Stopped
@@ -23,18 +25,24 @@ ROOM = "400m"
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not WANTED, reason="set BESSEMER_FAULTS, as make faults-all does")]
 
 
+@contextlib.contextmanager
+def mounted(place: Path) -> Iterator[Path]:
+    """A small file system."""
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # this very process has KenLM's model mapped until it ends
+
+
 @pytest.fixture
 def disk(tmp_path: Path, undisturbed: Storage) -> Iterator[Path]:
     """A small file system with a copy of the undisturbed root."""
-    root = tmp_path / "root"
-    root.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(root)], capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs is not allowed here")
-    try:
+    with mounted(tmp_path / "root") as root:
         shutil.copytree(undisturbed.local(""), root, dirs_exist_ok=True)  # type: ignore[arg-type]
         yield root
-    finally:
-        subprocess.run(["umount", "--lazy", str(root)], check=True)  # this very process has KenLM's model mapped until it ends
 
 
 def fill(root: Path) -> None:
@@ -83,19 +91,40 @@ def run_to(root: Path, stage: str, journal: Silent) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "repair", "words"),
-    [(fill, empty, ("no space left", "is full", "No space left")), (lock_up, unlock, ("read-only", "Read-only"))],
+    ("cause", "repair", "sentence"),
+    [
+        (fill, empty, r"the disk under \S+ is full \([\d,]+ bytes free\)\. Nothing was published; make space and run again\."),
+        (lock_up, unlock, r"cannot write \S+: the file system is read-only\. Give storage\.root a writable folder\."),
+    ],
     ids=["full", "read-only"],
 )
 def test_every_stage_says_so_publishes_nothing_and_goes_on_when_it_is_repaired(
-    disk: Path, undisturbed: Storage, cause: Callable[[Path], None], repair: Callable[[Path], None], words: tuple[str, ...]
+    disk: Path, undisturbed: Storage, cause: Callable[[Path], None], repair: Callable[[Path], None], sentence: str
 ):
     for stage in plans(undisturbed):
         shutil.rmtree(disk / "artifacts" / stage)
-        with pytest.raises(PipelineError) as caught:
+        with pytest.raises(PipelineError, match=sentence):
             run_to(disk, stage, Breaking(stage, lambda: cause(disk)))
-        assert any(word in str(caught.value) for word in words), f"{stage}: {caught.value}"
         assert not list((disk / "artifacts" / stage).rglob("manifest-*")), stage
         repair(disk)
         run_to(disk, stage, Silent())
     assert digests(open_root(disk.as_uri())) == digests(undisturbed)
+
+
+def test_whatever_writes_to_a_temporary_folder_that_fills_up_says_so_and_goes_on_when_there_is_space(
+    undisturbed: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """lmplz, a training child, an evaluating child, and this process."""
+    root = tmp_path / "root"
+    shutil.copytree(undisturbed.local(""), root)  # type: ignore[arg-type]
+    with mounted(tmp_path / "small") as small:
+        monkeypatch.setattr(tempfile, "tempdir", str(small))
+        monkeypatch.setenv("TMPDIR", str(small))
+        for stage in ("score_perplexity", "pretrain", "evaluate", "export"):
+            shutil.rmtree(root / "artifacts" / stage)
+            with pytest.raises(StorageError, match=rf"^{stage}: the temporary folder {small} is full \(.* bytes free\)\. .* set TMPDIR"):
+                run_to(root, stage, Breaking(stage, lambda: fill(small)))
+            assert not list((root / "artifacts" / stage).rglob("manifest-*")), stage
+            empty(small)
+            run_to(root, stage, Silent())
+    assert digests(open_root(root.as_uri())) == digests(undisturbed)

@@ -14,6 +14,7 @@ from contract.ledger import Ledger
 from store.attempt import Attempt
 from store.checked import dump_checked, load_checked
 from store.checkpoints import Checkpoints
+from store.locks import hold
 from store.storage import Storage
 from store.verify import verify
 from tasks.stage import Output, stage
@@ -108,6 +109,21 @@ def test_a_record_that_leads_out_of_the_root_does_not_count_wherever_it_stands(s
     assert again.digest == made.digest
 
 
+@pytest.mark.parametrize("name", ["WHOLE", "optimizer/state.bin"])
+def test_a_checkpoint_with_a_flipped_byte_is_passed_over_for_the_one_before_it(storage: Storage, tmp_path: Path, name: str):
+    checkpoints = Checkpoints(Attempt.new(storage, "toy", "0" * 64, "basis"))
+    for step in (1, 2):
+        folder = tmp_path / f"step-{step}"
+        (folder / "optimizer").mkdir(parents=True)
+        (folder / "optimizer" / "state.bin").write_bytes(f"state after step {step}".encode())
+        (folder / "model.safetensors").write_bytes(b"weights")
+        checkpoints.save(step, folder)
+    assert (found := checkpoints.latest()) and found[0] == 2
+    flip(storage, f"{checkpoints.attempt.folder}checkpoints/step-000000002/{name}")
+    assert (found := checkpoints.latest()) and found[0] == 1
+    assert (found[1] / "optimizer" / "state.bin").read_bytes() == b"state after step 1"
+
+
 def test_a_missing_and_a_short_file_are_told_apart(storage: Storage):
     made, _ = make(storage)
     storage.delete(made.files["value.json"].path)
@@ -130,7 +146,19 @@ def test_verify_reads_every_byte_once_and_says_how_far_it_is(local: Storage):
     assert told == sorted(told) and told[0] == (0, verdict.size) and told[-1] == (verdict.size, verdict.size)
 
 
-def test_seals_pointers_and_locks_that_changed_cost_work_and_stop_nothing(local: Storage):
+def test_a_lock_with_a_flipped_bit_is_waited_for_by_nobody(local: Storage):
+    """One bit more in its expiry would be a wait of years."""
+    body = dump_checked({"owner": "elsewhere pid 1 of 1", "expires": local.now() + 1000, "nonce": "0" * 16})
+    name = body.index(b'"checksum"')
+    for index in (*range(name), *range(name + len(b'"checksum"'), len(body))):
+        local.write("locks/toy/000000001.json", body[:index] + bytes([body[index] ^ 2]) + body[index + 1 :])
+        with hold(local, "toy", lambda line, at=index: pytest.fail(f"byte {at}: {line}")):
+            pass
+        for entry in local.list("locks/toy/"):
+            local.delete(entry.path)
+
+
+def test_seals_and_pointers_that_changed_cost_work_and_stop_nothing(local: Storage):
     numbers = toy.pipeline(toy.engine(local))[0]
     planned = toy.engine(local, toy.Config(power=3)).plan(toy.squares, {"numbers": numbers})
     killed = Attempt.new(local, "squares", planned.fingerprint, "basis")

@@ -1,16 +1,26 @@
 """A stage's temporary folder: gone at the end, gone after a kill, and never taken from a process that lives."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from contract.errors import StorageError
+from contract.ledger import Ledger
+from store.artifact import Artifact
+from store.storage import Storage
 from tasks.scratch import Scratch, remove_abandoned
+from tasks.stage import Output, stage
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy
 
 HOLDER = """
 import sys, time
@@ -77,3 +87,53 @@ def test_many_at_once_each_keep_their_own(place: Path) -> None:
     assert all((scratch.path / "LOCK").exists() for scratch in made)
     for scratch in made:
         scratch.close()
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """TMPDIR on a disk of its own of 80 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place: Path) -> None:
+    with (place / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+
+
+@stage(version=1, config=lambda c: toy.Amount(count=c.count))
+def fetches(numbers: Artifact, config: toy.Amount, out: Output) -> Ledger:
+    """Fills the disk of its scratch, then reads an input as a file: from S3 it is fetched to the same disk."""
+    fill(out.scratch)
+    out.bytes("copy", numbers.path(numbers.names()[0]).read_bytes())
+    (out.scratch / "file").write_bytes(bytes(1 << 16))
+    return Ledger()
+
+
+def test_a_full_temporary_folder_is_said_publishes_nothing_and_the_next_run_goes_on(storage: Storage, small: Path) -> None:
+    engine = toy.engine(storage)
+    numbers = toy.pipeline(engine)[0]
+    planned = engine.plan(fetches, {"numbers": numbers})
+    with pytest.raises(StorageError, match=rf"^fetches: the temporary folder {small} is full \(\d+ bytes free\)\. .* set TMPDIR"):
+        engine.run(planned)
+    assert not [entry for entry in storage.list("artifacts/fetches/") if "manifest-" in entry.path]
+    fill(small)
+    with pytest.raises(StorageError, match=rf"^fetches was not started: 0 bytes are free under TMPDIR, {small}, at least"):
+        engine.run(planned)
+    (small / "ballast").unlink()
+    enough = replace(planned, stage=replace(fetches, work=lambda numbers, config, out: Ledger()))
+    assert engine.run(enough).fingerprint == planned.fingerprint
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place / "absent"))
+    with pytest.raises(StorageError, match=r"^no temporary folder can be made \(.*absent.*\): make space, or set TMPDIR"):
+        Scratch("toy")
