@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from contract.config import Frozen
 from contract.errors import InputError
-from contract.ledger import Ledger
+from contract.ledger import Count, Ledger
 from contract.processes import run_tool
+from contract.schemas import DOCUMENTS
 from evaluation.gold import MODEL, SETTINGS, Squash, load_model, log_probability, tokens
 from filters.config_split import SplitConfig
 from filters.split import SIDES, side
@@ -25,7 +26,7 @@ from sources.preferences import Pair, draw, negatives, pair_of, shuffled
 from sources.reader import Opener
 from sources.reading import rows_of
 from sources.removals import Removals
-from sources.rows import Document, Unreadable
+from sources.rows import Batch, Document, Unreadable
 from store.artifact import Artifact
 from tasks.ingest import selections, source_digests
 from tasks.parts import Part, PartWriter, map_parts
@@ -37,8 +38,11 @@ PAIRS = pa.schema([("prompt", pa.string()), ("response", pa.string()), ("names",
 SFT = pa.schema([("prompt", pa.string()), ("response", pa.string()), ("split", pa.string()), ("group", pa.string())])
 PREFERENCES = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected", "kind", "split", "group")])
 PROMPTS = pa.schema([("prompt", pa.string()), ("names", NAMES), ("split", pa.string()), ("group", pa.string())])
+SIDE = pa.field("side", pa.string(), nullable=False)
 LEAST_PAIRS = 20
 GOLD = "gold"
+ORIGINS = "documents.parquet"
+"""The records that the pairs were made of, each with the side that its pair is on: what a takedown goes by."""
 
 
 class AlignDataIdentity(Frozen):
@@ -64,12 +68,13 @@ def _as_records(source: Source) -> Source:
 
 @stage(version=1, config=_identity, external=lambda config, storage: source_digests(config.reading, storage))
 def align_data(splits: Artifact, config: AlignDataIdentity, out: Output) -> Ledger:
-    """sft.parquet, preferences.parquet, prompts.parquet and gold/.
+    """sft.parquet, preferences.parquet, prompts.parquet and gold/; beside them documents.parquet, which is no content: of places.
 
     An answer stands once in all: on the test side before validation, gold and train. Groups unknown to `splits` are drawn as
-    `split` draws them. Raises InputError when a source has no pairs, or too few are left for a side.
+    `split` draws them. The ledger's documents are the records read; those out are used by a table or by gold.
+    Raises InputError when a source has no pairs, or too few are left for a side.
     """
-    pairs = _read(config, out)
+    pairs, read = _read(config, out)
     groups = splits.table("groups.parquet")
     known = dict(zip(groups["group"].to_pylist(), groups["split"].to_pylist(), strict=True))
     sides = _by_side(pairs, known, config)
@@ -81,11 +86,13 @@ def align_data(splits: Artifact, config: AlignDataIdentity, out: Output) -> Ledg
             )
     _write_tables(sides, config.align_data, out)
     _write_gold(sides[GOLD], config.align_data, out)
-    return Ledger()
+    used = _write_origins(sides, out)
+    dropped = {name: count for name, count in read.items() if name != "pairs"} | {"not_used": read["pairs"] - used}
+    return Ledger(documents=Count(came_in=read.total(), out=used, dropped=dropped))
 
 
-def _read(config: AlignDataIdentity, out: Output) -> list[Pair]:
-    """All usable pairs of the sources, in the order of their places."""
+def _read(config: AlignDataIdentity, out: Output) -> tuple[list[Pair], Counter[str]]:
+    """All usable pairs of the sources, in the order of their places; and what became of each record, counted."""
     chosen = selections(config.reading)
     if not any(selection.files for selection in chosen):
         raise InputError("align_data.sources has no files: give environment:conversation, or JSON lines with chosen and rejected")
@@ -93,12 +100,19 @@ def _read(config: AlignDataIdentity, out: Output) -> list[Pair]:
     plan = plan_parts(chosen, config.reading.ingest.part_bytes, opener)
     removals = Removals.load(out.attempt.storage, [source.name for source in config.reading.sources])
     shared = {"config": config, "sources": [_with_shape(s, config, opener) for s in chosen], "opener": opener, "removals": removals}
-    parts = [Part(f"pairs-{number:05d}", {**shared, "pieces": pieces, "number": number}) for number, pieces in enumerate(plan)]
+    parts = [Part(f"read-{number:05d}", {**shared, "pieces": pieces, "number": number}) for number, pieces in enumerate(plan)]
     results = map_parts(out, read_pairs, parts)
-    if unreadable := sum(result["unreadable"] for result in results):
+    read = Counter[str]()
+    for result in results:
+        read.update(result["read"])
+    if read["no_pair"]:
         first = next(result["first"] for result in results if result["first"])
-        out.warn(f"{unreadable:,} records of align_data.sources could not be read or hold no pair (first: {first})")
-    rows = [row for name in out.reader.names("pairs-") for row in out.reader.table(name).to_pylist()]
+        out.warn(f"{read['no_pair']:,} records of align_data.sources could not be read or hold no pair (first: {first})")
+    return [pair for name in out.reader.names("pairs-") for pair in _pairs(out, name)], read
+
+
+def _pairs(out: Output, name: str) -> list[Pair]:
+    rows = out.reader.table(name).to_pylist()
     return [Pair(row["prompt"], row["response"], tuple(row["names"]), row["group"], row["rejected"]) for row in rows]
 
 
@@ -119,21 +133,26 @@ def _with_shape(selection: Selection, config: AlignDataIdentity, opener: Opener)
 
 
 def read_pairs(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
-    """The usable pairs of one part: those within the lengths asked for."""
+    """The usable pairs of one part, those within the lengths asked for, and row by row beside them the records they are of."""
     limits: AlignDataConfig = spec["config"].align_data
-    found, unreadable, first = [], 0, ""
+    found, batch, first = [], Batch(), ""
     removals: Removals = spec["removals"]
+    read = {"pairs": 0, "no_pair": 0, "length": 0} | ({"removed": 0} if removals.rules else {})
     for source, _, row in rows_of(spec["pieces"], spec["sources"], spec["config"].reading.ingest, spec["opener"]):
         if isinstance(row, Document) and removals.hit(source.name, source.license, row):
-            continue
-        pair = pair_of(row) if isinstance(row, Document) else None
-        if pair is not None and _fits(pair, limits):
-            found.append(pair)
-        elif pair is None:
-            unreadable += 1
+            read["removed"] += 1
+        elif not isinstance(row, Document) or (pair := pair_of(row)) is None:
+            read["no_pair"] += 1
             first = first or (f"{row.locator}: {row.reason}" if isinstance(row, Unreadable) else f"{row.locator}: no pair")
+        elif not _fits(pair, limits):
+            read["length"] += 1
+        else:
+            read["pairs"] += 1
+            found.append(pair)
+            batch.add(source, row)
     write.table(f"pairs-{spec['number']:05d}.parquet", pa.Table.from_pylist([pair._asdict() for pair in found], PAIRS), content=False)
-    return {"pairs": len(found), "unreadable": unreadable, "first": first}
+    write.table(f"records-{spec['number']:05d}.parquet", batch.table(), content=False)
+    return {"read": read, "first": first}
 
 
 def _fits(pair: Pair, limits: AlignDataConfig) -> bool:
@@ -199,6 +218,18 @@ def _write_tables(sides: Mapping[str, list[Pair]], limits: AlignDataConfig, out:
         }
         for kind in sorted({row["kind"] for row in preferences})
     }
+
+
+def _write_origins(sides: Mapping[str, Sequence[Pair]], out: Output) -> int:
+    """The records of the pairs that are used, with their sides; how many they are. Two records may make one pair."""
+    side_of = {pair: name for name, pairs in sides.items() for pair in pairs}
+    tables = [DOCUMENTS.append(SIDE).empty_table()]
+    for name in out.reader.names("records-"):
+        used = pa.array([side_of.get(pair) for pair in _pairs(out, name.replace("records-", "pairs-"))], pa.string())
+        tables.append(out.reader.table(name).append_column(SIDE, used).filter(used.is_valid()))
+    origins = pa.concat_tables(tables)
+    out.add(out.attempt.table(ORIGINS, origins, content=False))
+    return len(origins)
 
 
 def _mean_words(texts: list[str]) -> float:

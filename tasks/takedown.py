@@ -17,10 +17,12 @@ from sources.removals import Removal, is_url, text_digest
 from store.artifact import Artifact
 from store.catalogue import Key, artifacts
 from store.storage import Storage
+from tasks.align_data import GOLD, ORIGINS
 
 LISTED = 5
 PAIRS = "sft.parquet"
 BLOCKS, PAIR_ROWS = "blocks", "pairs"
+_SIDES = {"train": PAIR_ROWS, GOLD: "gold pairs"}
 LEARNS_FROM = ("blocks", "base", "reward", "model", "pairs")
 """The roles through which a model learns texts; what else it reads (a tokenizer, documents for its card) leaves none in its weights."""
 
@@ -70,15 +72,17 @@ class Found:
 
 
 def look_up(storage: Storage, kind: str, value: str) -> Found:
-    """Find a request's documents in every ingest artifact of the root, and all that hold them. Raises InputError when there is none."""
+    """Find a request's documents in all that was read into the root, and all that hold them. Raises InputError when there is none."""
     stock = {(artifact.stage, artifact.fingerprint): artifact for artifact in artifacts(storage)}
-    ingests = [artifact for artifact in stock.values() if artifact.stage == "ingest"]
-    named = {document.id: document for artifact in ingests for document in _named(artifact, kind, value)}
+    readers = [artifact for artifact in stock.values() if _documents(artifact)]
+    named = {document.id: document for artifact in readers for document in _named(artifact, kind, value)}
     if not named:
-        raise InputError(f"no document under {storage.uri} has the {kind} {value} ({len(ingests)} ingest artifacts were read)")
+        raise InputError(
+            f"no document under {storage.uri} has the {kind} {value} ({len(readers)} artifacts of ingest and align_data were read)"
+        )
     texts = {text_digest(document.text) for document in named.values()}
     every = kind == "license"  # a licence names documents, not texts: the same text under another one may stay
-    copies = {} if every else {document.id: document for artifact in ingests for document in _with_texts(artifact, named, texts)}
+    copies = {} if every else {document.id: document for artifact in readers for document in _with_texts(artifact, named, texts)}
     everywhere = named | copies
     found = Found(_rule(kind, value, everywhere, texts), named, len(copies))
     _trace(stock, everywhere, found)
@@ -94,22 +98,27 @@ def _rule(kind: str, value: str, documents: dict[bytes, Document], texts: set[st
     return Removal.model_validate({"kind": kind, "value": value, "sources": sources, "texts": tuple(sorted(texts))})
 
 
+def _documents(artifact: Artifact) -> list[str]:
+    """The tables of documents as they were read: of ingest, and of the records that alignment's pairs were made of."""
+    return artifact.names() if artifact.stage == "ingest" else artifact.names(ORIGINS)
+
+
 def _rows(artifact: Artifact, name: str, mask: pa.ChunkedArray) -> Iterator[Document]:
     table = artifact.table(name, ["id", "source", "locator", "license", "text"]).filter(mask)
     for row in table.to_pylist():
         yield Document(row["id"], row["source"], row["locator"], row["license"], row["text"])
 
 
-def _named(ingest: Artifact, kind: str, value: str) -> Iterator[Document]:
-    for name in ingest.names():
+def _named(reader: Artifact, kind: str, value: str) -> Iterator[Document]:
+    for name in _documents(reader):
         if kind == "id":
-            yield from _rows(ingest, name, pc.equal(ingest.table(name, ["id"])["id"], pa.scalar(_id(value), ID)))
+            yield from _rows(reader, name, pc.equal(reader.table(name, ["id"])["id"], pa.scalar(_id(value), ID)))
         elif kind == "license":
-            yield from _rows(ingest, name, pc.fill_null(pc.equal(ingest.table(name, ["license"])["license"], value), False))
+            yield from _rows(reader, name, pc.fill_null(pc.equal(reader.table(name, ["license"])["license"], value), False))
         else:
-            table = ingest.table(name, ["locator", "extra"])
+            table = reader.table(name, ["locator", "extra"])
             named = [bool(extra) and value in extra and is_url(json.loads(extra), value) for extra in table["extra"].to_pylist()]
-            yield from _rows(ingest, name, pc.or_(pc.equal(table["locator"], value), pa.chunked_array([pa.array(named, pa.bool_())])))
+            yield from _rows(reader, name, pc.or_(pc.equal(table["locator"], value), pa.chunked_array([pa.array(named, pa.bool_())])))
 
 
 def _id(value: str) -> bytes:
@@ -122,12 +131,12 @@ def _id(value: str) -> bytes:
     return data
 
 
-def _with_texts(ingest: Artifact, named: dict[bytes, Document], texts: set[str]) -> Iterator[Document]:
+def _with_texts(reader: Artifact, named: dict[bytes, Document], texts: set[str]) -> Iterator[Document]:
     """Documents with one of the texts that the request does not name itself."""
     sizes = {len(document.text.encode("utf-8", "surrogatepass")) for document in named.values()}
-    for name in ingest.names():
-        same_size = pc.is_in(pc.binary_length(ingest.table(name, ["text"])["text"]), pa.array(sorted(sizes), pa.int64()))
-        for document in _rows(ingest, name, same_size):
+    for name in _documents(reader):
+        same_size = pc.is_in(pc.binary_length(reader.table(name, ["text"])["text"]), pa.array(sorted(sizes), pa.int64()))
+        for document in _rows(reader, name, same_size):
             if document.id not in named and text_digest(document.text) in texts:
                 yield document
 
@@ -157,14 +166,14 @@ def _trace(stock: dict[Key, Artifact], documents: dict[bytes, Document], found: 
 
 def _judge(artifact: Artifact, inputs: dict[str, Reach], documents: dict[bytes, Document], found: Found) -> Reach:
     """Look for the documents in one artifact, and note it as a holder when they are there or were made into it."""
-    reached = not inputs or any(given.holds for given in inputs.values())
+    reached = any(given.holds for given in inputs.values())
     if any(name.endswith(".safetensors") for name in artifact.files):
         learnt = [role for role in LEARNS_FROM if role in inputs and inputs[role].teaches]
         if learnt:
             found.holders.append(Holder(artifact, f"trained on it, through its {' and '.join(learnt)}", is_model=True))
         return Reach(bool(learnt), bool(learnt))
-    if not reached and PAIRS not in artifact.files:
-        return Reach(False, False)  # (pairs are read from the sources, and name no ids)
+    if not reached and not _documents(artifact) and PAIRS not in artifact.files:
+        return Reach(False, False)
     uses = {what: count for what, count in _uses(artifact, documents, found).items() if count}
     how = ", ".join(f"{count:,} {what if count > 1 else what.removesuffix('s')}" for what, count in uses.items())
     if not how and reached and not _has_rows(artifact):
@@ -197,13 +206,16 @@ def _uses(artifact: Artifact, documents: dict[bytes, Document], found: Found) ->
             uses[BLOCKS if name.startswith("part-") else "validation blocks"] += len(pc.unique(rows))
         elif {"document", "choices"} <= columns:
             uses["evaluation items"] += _count(artifact, name, "document", ids)
+        elif {"id", "side"} <= columns:
+            sides = artifact.table(name, ["id", "side"])
+            uses.update(_SIDES.get(side, "held-out pairs") for side in sides.filter(pc.is_in(sides["id"], ids))["side"].to_pylist())
         elif {"id", "tokens", "num_tokens"} <= columns:
             uses["token lists"] += _count(artifact, name, "id", ids)
         elif {"id", "text"} <= columns:
             uses["texts"] += _count(artifact, name, "id", ids)
         elif {"id", "survivor"} <= columns:
             _stand_ins(artifact, name, ids, documents, found)
-        elif {"prompt", "response"} <= columns:
+        elif {"prompt", "response"} <= columns and ORIGINS not in artifact.files:  # made before align_data kept them
             pairs = artifact.table(name, ["prompt", "response"]).to_pylist()
             uses[PAIR_ROWS] += sum(any(r["prompt"] in d.text and r["response"] in d.text for d in documents.values()) for r in pairs)
     return uses

@@ -11,6 +11,7 @@ import pytest
 from contract.config import Frozen, RunOptions
 from contract.errors import InputError
 from contract.ledger import Ledger
+from contract.schemas import document_id
 from evaluation.gold import MODEL, Gold, Squash, distinct_3, ends, tokens
 from filters.config_split import SplitConfig
 from filters.split import GROUPS
@@ -20,6 +21,7 @@ from store.artifact import Artifact
 from store.storage import open_root
 from tasks.align_data import align_data
 from tasks.stage import Engine, Output, stage
+from tasks.takedown import look_up
 
 WORDS = "a the number list of words that are joined and sorted by their name when it is given".split()  # noqa: SIM905
 SIDES = ("train", "validation", "test")
@@ -67,8 +69,8 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-def run(root: Path, path: Path, **settings: object) -> Artifact:
-    source = Source(uri=str(path), domain="conversation", group_field="book")
+def run(root: Path, path: Path, source: Source | None = None, **settings: object) -> Artifact:
+    source = source or Source(uri=str(path), domain="conversation", group_field="book")
     config = SimpleNamespace(
         align_data=AlignDataConfig(sources=(source,), gold_docstrings=80, **settings),
         ingest=IngestConfig(),
@@ -179,6 +181,35 @@ def test_a_pair_that_was_taken_down_is_in_no_table(tmp_path: Path, pairs: Path) 
     before = run(tmp_path / "root", pairs)
     record(open_root(str(tmp_path / "root")), Removal(kind="url", value=locator, sources=("conversation",)))
     after = run(tmp_path / "root", pairs)
+    assert before.ledger.documents and after.ledger.documents
+    assert "removed" not in before.ledger.documents.dropped and after.ledger.documents.dropped["removed"] == 1
+    assert before.ledger.documents.came_in == after.ledger.documents.came_in == 600
     prompts = [made.table("sft.parquet")["prompt"].to_pylist() for made in (before, after)]
     assert prompt in prompts[0] and prompt not in prompts[1]
     assert prompt not in after.table("preferences.parquet")["prompt"].to_pylist()
+
+
+def test_a_takedown_finds_the_records_that_only_pairs_were_made_of(tmp_path: Path, pairs: Path) -> None:
+    """By place, id and licence, on whichever side its pair is; gold has no table of its own, and what is in none is not found."""
+    lines = pairs.read_bytes().splitlines(keepends=True)
+    rows = [json.loads(line) | {"terms": "CC-BY-NC-4.0" if i % 2 else "CC0-1.0"} for i, line in enumerate(lines)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source(uri=str(pairs), domain="conversation", group_field="book", license_field="terms")
+    made, storage = run(tmp_path / "root", pairs, source), open_root(str(tmp_path / "root"))
+    in_tables = {row["prompt"]: row["split"] for row in made.table("sft.parquet").to_pylist()}
+    where = {"train": "1 pair", "validation": "1 held-out pair", "test": "1 held-out pair", None: "1 gold pair"}
+    ends = np.cumsum([0, *(len(json.dumps(row)) + 1 for row in rows)]).tolist()
+    seen = set()
+    for row, start in list(zip(rows, ends, strict=False))[11::15]:
+        locator = f"{pairs.name}:{start}"
+        try:
+            found = look_up(storage, "url", locator)
+        except InputError:
+            assert row["prompt"] not in in_tables
+            continue
+        seen.add(side := in_tables.get(row["prompt"]))
+        assert [holder.how for holder in found.holders] == [where[side]]
+        assert look_up(storage, "id", document_id("conversation", locator).hex()).documents == found.documents
+    assert seen == set(where)
+    licensed = [len(look_up(storage, "license", name).documents) for name in ("CC-BY-NC-4.0", "CC0-1.0")]
+    assert sum(licensed) == sum(made.figures["pairs"].values()) and min(licensed) > 100
