@@ -6,6 +6,8 @@ from pydantic import field_validator
 
 from contract.config import Frozen
 
+NO_CREDENTIALS = "credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+
 
 class StorageConfig(Frozen):
     root: str | None = None
@@ -24,5 +26,5 @@ def usable_uri(uri: str) -> str:
     if "\0" in unquote(uri):
         raise ValueError("it holds a NUL character, which no path has; take it out")
     if "@" in urlsplit(uri).netloc:
-        raise ValueError("credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
+        raise ValueError(NO_CREDENTIALS)
     return uri

@@ -3,6 +3,7 @@
 import contextlib
 import email.utils
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -269,4 +270,5 @@ def _said(error: Exception, uri: str) -> Exception:
                 f"S3 refused {uri}: {code}. Check the credentials, their expiry, the bucket's policy and region, and this machine's clock."
             )
         return TransientError(f"S3 answered {code} for {uri}, after retries: {error}. Run again.")
-    return TransientError(f"no good answer from the store for {uri}: {error}. Check storage.endpoint_url and the network, then run again.")
+    said = re.sub(r"//[^/\s\"]*@", "//", str(error))  # AWS_ENDPOINT_URL, or a proxy's address, may hold a password
+    return TransientError(f"no good answer from the store for {uri}: {said}. Check storage.endpoint_url and the network, then run again.")

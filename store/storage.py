@@ -17,6 +17,7 @@ from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlparse
 
 from contract.errors import ConfigError, InputError, PipelineError, StorageError
+from store.config import NO_CREDENTIALS
 from store.digests import digest_of_file, digest_of_object, read_digest
 
 
@@ -60,6 +61,8 @@ def stays_inside(path: str) -> bool:
 def open_root(uri: str, endpoint_url: str | None = None) -> Storage:
     """The storage under file:///folder, s3://bucket/prefix or a plain folder. Raises ConfigError for any other scheme."""
     parts = urlparse(uri)
+    if "@" in parts.netloc:  # also where it comes from the environment
+        raise ConfigError(f"storage.root: {NO_CREDENTIALS}")
     if parts.scheme in ("", "file"):
         if parts.netloc not in ("", "localhost"):
             raise ConfigError(f"storage.root {uri} names a host; write file:///absolute/folder, with three slashes")

@@ -253,12 +253,14 @@ def test_a_removal_that_was_changed_stops_the_run(root: Root, capsys):
     assert "is not the rule that was recorded" in capsys.readouterr().err
 
 
-def test_credentials_in_a_uri_are_refused_and_not_repeated(root: Root, capsys):
+def test_credentials_in_a_uri_are_refused_and_not_repeated(root: Root, capsys, monkeypatch):
     for key in (
         "storage.endpoint_url=http://AKIAPLANTED:planted-secret@host",
         "sources=[{uri: 's3://AKIAPLANTED:planted-secret@b', domain: web}]",
     ):
         assert root("run", "curate", "--set", key) == 2
+    monkeypatch.setenv("BESSEMER_STORAGE_ROOT", "s3://AKIAPLANTED:planted-secret@bucket")
+    assert main(["plan", "curate", "--preset", "smoke"]) == 2
     said = "".join(capsys.readouterr())
     assert "credentials do not belong in a URI" in said and "planted-secret" not in said
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from store.storage import Storage, open_root
-from tests.e2e.installation import Installation
+from tests.e2e.installation import PLANTED, Installation
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,16 +24,19 @@ def command(storage: Storage) -> list[str]:
     return [sys.executable, "-m", "bessemer.cli", *arguments(storage)]
 
 
-def run(storage: Storage) -> subprocess.CompletedProcess:
+def run(storage: Storage, **more: str) -> subprocess.CompletedProcess:
     """The whole flow in the foreground, which needs no Prefect server: the address is that of a closed port."""
-    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api"} | more
     return subprocess.run(command(storage), env=environment, capture_output=True, text=True, timeout=900, cwd=ROOT)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    storage = open_root((tmp_path_factory.mktemp("undisturbed") / "root").as_uri())
-    done = run(storage)
+    """Made with secrets in its environment; what the run said lies beside the root."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    storage = open_root((folder / "root").as_uri())
+    done = run(storage, **PLANTED)
+    (folder / "said.txt").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return storage
 

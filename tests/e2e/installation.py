@@ -21,6 +21,15 @@ ROOT = Path(__file__).parents[2]
 LEFT_OUT = {".git", ".venv", ".cache", "runs", "build"}
 on_demand = pytest.mark.skipif(not os.environ.get("BESSEMER_FAULTS"), reason="set BESSEMER_FAULTS, as make faults-all does")
 """What would make `make test` longer than a person waits."""
+PLANTED = {
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED42",
+    "AWS_SECRET_ACCESS_KEY": "planted/secret+that/nobody/may/ever/see00",
+    "AWS_SESSION_TOKEN": "planted-session-token",
+    "HF_TOKEN": "hf_planted_token",
+    "PREFECT_API_KEY": "pnu_planted_key",
+    "PIP_EXTRA_INDEX_URL": "https://me:planted-url-password@127.0.0.1:9/simple",
+}
+"""Secrets such as machines have them in the environment, for whole runs."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -35,6 +44,7 @@ class Installation:
                 (self.home / entry.name).symlink_to(entry)
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self.environment |= {"BESSEMER_HOME": str(self.home), "PREFECT_HOME": str(folder / "prefect"), "BESSEMER_PORT": str(port)}
+        self.environment |= PLANTED
         self.api = Api(f"http://127.0.0.1:{port}/api")
 
     def services(self, verb: str) -> None:

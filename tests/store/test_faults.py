@@ -173,10 +173,22 @@ def test_credentials_that_cannot_be_used_are_said_before_any_request(tmp_path: P
         open_root("s3://bucket/x", f"http://127.0.0.1:9/{tmp_path.name}").read("a")
 
 
-def test_a_store_that_is_gone_ends_with_a_sentence(monkeypatch):
+def test_a_store_that_is_gone_ends_with_a_sentence(s3_server: str, monkeypatch):
     monkeypatch.setattr("store.s3.RETRIES", 2)
     with pytest.raises(TransientError, match=r"no good answer from the store .* Check storage.endpoint_url"):
         open_root("s3://bucket/x", "http://127.0.0.1:9").read("a")
+
+
+def test_a_password_in_the_environments_address_is_not_repeated(s3_server: str, monkeypatch):
+    from store.s3 import _client
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:planted-secret@127.0.0.1:9")
+    monkeypatch.setattr("store.s3.RETRIES", 1)
+    _client.cache_clear()
+    with pytest.raises(TransientError, match=r'no good answer .*"http://127.0.0.1:9/') as said:
+        open_root("s3://bucket/x").read("a")
+    _client.cache_clear()
+    assert "planted-secret" not in str(said.value)
 
 
 PLANTED = {"AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED42", "AWS_SECRET_ACCESS_KEY": "planted/secret+that/nobody/may/ever/see00"}
