@@ -23,10 +23,10 @@ import psutil
 import pyarrow as pa
 
 from contract.config import RunOptions
-from contract.errors import ConfigError, InputError, IntegrityError, PipelineError, StageFailed
+from contract.errors import ConfigError, InputError, IntegrityError, PipelineError, StageFailed, said
 from store.artifact import FileRecord
 from store.attempt import Attempt
-from tasks.stage import Output, said
+from tasks.stage import Output
 
 Work = Callable[[dict[str, Any], "PartWriter"], dict[str, Any]]
 Sealed = tuple[str, list[FileRecord], dict[str, Any]]

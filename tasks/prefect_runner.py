@@ -23,14 +23,14 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Completed, Failed
 
-from contract.errors import ComeAgain, PipelineError, TransientError
+from contract.errors import ComeAgain, PipelineError, TransientError, said
 from evaluation.charts import as_image, curve
 from store.artifact import Artifact
 from store.records import CHECKPOINTED, end_open
 from tasks.launch import ask_to_stop, end_all
 from tasks.lines import Note, row
 from tasks.runner import TRIES, PlanRunner, Stages, refuse_missing, run_planned
-from tasks.stage import Engine, Stage, said
+from tasks.stage import Engine, Stage
 
 log = logging.getLogger("bessemer")
 
