@@ -96,15 +96,18 @@ class Installation:
         found = self.api.call("POST", "/flow_runs/filter", body)
         return {self.api.call("GET", f"/flows/{run['flow_id']}")["name"]: run for run in found}
 
-    def working(self) -> list[psutil.Process]:
-        """Flow processes and their children, whichever worker started them."""
+    def processes(self) -> list[tuple[psutil.Process, list[str]]]:
+        """All that this installation runs, with their command lines, whoever started them."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                ours = process.environ().get("BESSEMER_HOME") == str(self.home) and processes.is_alive(process)
-                if ours and {"prefect.engine", "training.child"} & set(process.cmdline()):
-                    found.append(process)
+                if process.environ().get("BESSEMER_HOME") == str(self.home) and processes.is_alive(process):
+                    found.append((process, process.cmdline()))
         return found
+
+    def working(self) -> list[psutil.Process]:
+        """Flow processes and their children."""
+        return [process for process, line in self.processes() if {"prefect.engine", "training.child"} & set(line)]
 
 
 def is_final(run: dict[str, Any]) -> bool:

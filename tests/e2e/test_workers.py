@@ -95,6 +95,18 @@ def test_two_presets_at_once_share_their_first_stages_and_the_one_that_waits_say
         assert sorted(tasks[name] for tasks in both) == ["Cached", "Completed"], name
 
 
+def test_down_in_the_middle_of_rays_work_leaves_no_process_and_the_run_goes_on_after_up(installed: Installation, tmp_path: Path):
+    id = installed.start("curate", **{"storage.root": (tmp_path / "root").as_uri()})
+    try:
+        assert processes.wait_until(lambda: any("ray::Map" in "".join(line) for _, line in installed.processes()), 120)
+        installed.services("down")
+        assert processes.wait_until(lambda: not installed.processes(), 20), installed.processes()
+    finally:
+        installed.services("up")
+    run = installed.wait(id, is_final)
+    assert run["state"]["name"] == "Completed" and run["run_count"] == 2, run["state"]
+
+
 def test_a_cancelled_run_leaves_no_process_and_is_not_taken_up_again(installed: Installation, undisturbed: Storage):
     """As the UI's Cancel does it: the state is set, and the worker ends the flow."""
     id = installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG + 2})
