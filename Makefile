@@ -32,8 +32,8 @@ check: setup ## format, lint, types and the quick tests
 faults: setup ## N kills at random moments of whole runs, on disk and on S3, from a seed (N=20 SEED=…); 20 take about a quarter of an hour
 	@$(IN)/python -m tests.e2e.kills random --kills $(N) $(if $(SEED),--seed $(SEED))
 
-faults-all: setup ## a kill inside every stage, 1,000 faults of an S3 server, full and read-only disks, Ctrl-C, ranks that hang, machines that go away
-	@$(IN)/python -m tests.e2e.kills chained --workers 2 && BESSEMER_FAULTS=1000 $(IN)/python -m pytest -q -s tests/e2e/test_storage_faults.py tests/e2e/test_disk.py tests/e2e/test_stops.py tests/e2e/test_workers.py tests/e2e/test_retry.py tests/e2e/test_pools.py tests/tasks/test_launch_ray.py tests/tasks/test_stage.py tests/tasks/test_launch.py
+faults-all: setup ## a kill inside every stage, then every test on demand: 1,000 faults of an S3 server, full disks, Ctrl-C, ranks that hang, machines that go
+	@$(IN)/python -m tests.e2e.kills chained --workers 2 && BESSEMER_FAULTS=1000 $(IN)/python -m pytest -q -s -m on_demand
 
 test-infra: setup ## GPU machines: checkov, cloud-init, systemd, then plan, apply, apply, destroy on an AWS emulator (a quarter of an hour)
 	@$(IN)/python infra/terraform/tests/checks.py && $(IN)/python infra/terraform/tests/apply.py 124m dev && $(IN)/python infra/terraform/tests/apply.py 1b prod

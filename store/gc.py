@@ -31,7 +31,7 @@ class Sweep:
     """Files that go together, in the order in which they go."""
 
     what: str
-    """artifact, superseded, leftovers, half-written, lock or record."""
+    """artifact, superseded, leftovers, half-written, locks or record."""
     where: str
     files: list[Entry]
     key: Key | None = None
@@ -73,7 +73,9 @@ def plan(storage: Storage, days: float, now: float | None = None) -> Plan:
     found.kept_bytes = sum(entry.size for shelf in stock.values() for entry in [*shelf.manifests, *shelf.files]) - found.size
     halves = storage.halves("artifacts/", found.now - YOUNG_S)
     found.sweeps += [Sweep(HALVES, "artifacts/", halves)] if halves else []
-    found.sweeps += [*_dead_locks(storage, found.now), *_old_records(storage, found)]
+    dead = _dead_locks(storage, found.now)
+    found.sweeps += [Sweep("locks", "locks/", dead)] if dead else []
+    found.sweeps += _old_records(storage, found)
     return found
 
 
@@ -100,7 +102,7 @@ def _is_wanted_again(storage: Storage, sweep: Sweep, found: Plan) -> bool:
     """Whether a fingerprint was written to, locked or used by a run since it was planned to go."""
     assert sweep.key is not None
     shelf = shelf_of(storage, sweep.key)
-    if _is_at_work(shelf, _locked(storage, found.now), found.now):
+    if _is_at_work(shelf, _locked(storage, found.now, f"{shelf.stage}-{shelf.fingerprint[:32]}/"), found.now):
         return True
     found.used_since |= _recorded(storage, found, found.seen)
     return sweep.what == "artifact" and sweep.key in found.used_since
@@ -184,26 +186,24 @@ def _files_of(storage: Storage, manifest: Entry) -> list[FileRecord]:
     return list(artifact.files.values()) if artifact is not None else []
 
 
-def _locks(storage: Storage) -> Iterator[tuple[Entry, float]]:
-    """Lock files with their expiry; one that cannot be read has none to wait for."""
-    for entry in storage.list("locks/"):
+def _locks(storage: Storage, name: str = "") -> Iterator[tuple[Entry, float]]:
+    """Lock files, of all names or of one, with their expiry; one that cannot be read has none to wait for."""
+    for entry in storage.list(f"locks/{name}"):
         expires = 0.0
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             expires = float(load_checked(storage.read(entry.path))["expires"])
         yield entry, expires
 
 
-def _locked(storage: Storage, now: float) -> set[LockName]:
+def _locked(storage: Storage, now: float, name: str = "") -> set[LockName]:
     """What live locks name."""
-    names = [entry.path.split("/")[1] for entry, expires in _locks(storage) if expires >= now]
+    names = [entry.path.split("/")[1] for entry, expires in _locks(storage, name) if expires >= now]
     return {(stage, start) for stage, _, start in (name.rpartition("-") for name in names)}
 
 
-def _dead_locks(storage: Storage, now: float) -> Iterator[Sweep]:
+def _dead_locks(storage: Storage, now: float) -> list[Entry]:
     """Locks that nobody has held for a day: a waiting run may still count on the number of a younger one."""
-    for entry, expires in _locks(storage):
-        if expires < now - YOUNG_S and entry.modified < now - YOUNG_S:
-            yield Sweep("lock", entry.path.split("/")[1], [entry])
+    return [entry for entry, expires in _locks(storage) if expires < now - YOUNG_S and entry.modified < now - YOUNG_S]
 
 
 def _old_records(storage: Storage, found: Plan) -> Iterator[Sweep]:

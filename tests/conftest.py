@@ -20,6 +20,13 @@ settings.register_profile("bessemer", deadline=None, derandomize=bool(os.environ
 settings.load_profile("bessemer")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("BESSEMER_FAULTS"):
+        for item in items:
+            if item.get_closest_marker("on_demand"):
+                item.add_marker(pytest.mark.skip(reason="on demand: make faults-all"))
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Small real data sets, which are not part of the repository; tests that need them skip where they are absent."""

@@ -162,16 +162,19 @@ def test_gc_lists_what_can_go_with_its_files_and_sizes_and_delete_deletes_just_t
     gone = sum(before[path] for path in going)
     stay = sum(size for path, size in before.items() if path.startswith("artifacts/") and path not in going)
     ran = [(entry.path, entry.size) for entry, _ in records(root.storage)]
-    rows = [("artifact", f"ingest@{old.fingerprint[:12]}", len(going), gone), *(("record", path, 1, bytes_) for path, bytes_ in ran)]
+    locks = {path for path in before if path.startswith("locks/")}
+    held = sum(before[path] for path in locks)
+    rows = [("artifact", f"ingest@{old.fingerprint[:12]}", len(going), gone), ("locks", "locks/", len(locks), held)]
+    rows += [("record", path, 1, bytes_) for path, bytes_ in ran]
     assert root("gc") == 0
     *listed, total, end = capsys.readouterr().out.splitlines()
     assert [line.split() for line in listed] == [[what, where, str(n), "files", *size(b).split()] for what, where, n, b in rows]
-    freed = gone + sum(bytes_ for _, bytes_ in ran)
+    freed = gone + held + sum(bytes_ for _, bytes_ in ran)
     assert total == f"1 artifacts stay, {size(stay)}; {len(rows)} entries can go, {size(freed)}"
     assert end == "nothing was deleted; --delete does it" and {e.path for e in root.storage.list("")} == {*before}
     assert root("gc", "--delete") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"{len(going) + len(ran)} files deleted, {size(freed)}"
-    assert {*before} - {entry.path for entry in root.storage.list("")} == going | {path for path, _ in ran}
+    assert capsys.readouterr().out.splitlines()[-1] == f"{len(going) + len(locks) + len(ran)} files deleted, {size(freed)}"
+    assert {*before} - {entry.path for entry in root.storage.list("")} == going | locks | {path for path, _ in ran}
 
 
 def test_pins_by_stage_and_by_fingerprint(root: Root, capsys):

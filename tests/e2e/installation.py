@@ -19,8 +19,8 @@ from tests.bessemer.test_services import free_port
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = {".git", ".venv", ".cache", "runs", "build"}
-on_demand = pytest.mark.skipif(not os.environ.get("BESSEMER_FAULTS"), reason="set BESSEMER_FAULTS, as make faults-all does")
-"""What would make `make test` longer than a person waits."""
+on_demand = pytest.mark.on_demand
+"""What would make `make test` longer than a person waits (tests/conftest.py)."""
 PLANTED = {
     "AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED42",
     "AWS_SECRET_ACCESS_KEY": "planted/secret+that/nobody/may/ever/see00",

@@ -1,7 +1,6 @@
 """The disk fills up, or turns read-only, once each stage of `smoke` has begun (`make faults-all`): a small tmpfs, filled for real."""
 
 import contextlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -19,10 +18,9 @@ from tasks.stage import Engine
 from tests.e2e.test_smoke import digests, plans
 from tests.tasks.toy import Silent
 
-WANTED = os.environ.get("BESSEMER_FAULTS")
 ROOM = "400m"
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not WANTED, reason="set BESSEMER_FAULTS, as make faults-all does")]
+pytestmark = [pytest.mark.e2e, pytest.mark.on_demand]
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ WANTED = int(os.environ.get("BESSEMER_FAULTS", "0"))
 SEED = int(os.environ.get("BESSEMER_FAULTS_SEED", "1"))
 RATE = 0.1
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not WANTED, reason="set BESSEMER_FAULTS, as make faults-all does")]
+pytestmark = [pytest.mark.e2e, pytest.mark.on_demand]
 
 
 def run(uri: str, endpoint: str) -> subprocess.CompletedProcess:

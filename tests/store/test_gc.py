@@ -114,7 +114,7 @@ def test_superseded_manifests_go_and_parts_that_the_newest_adopted_stay(local: S
     local.delete(lost)
     rebuilt = toy.pipeline(toy.engine(local))[1]
     found = clean(local)
-    assert [sweep.what for sweep in found.sweeps] == ["superseded"]
+    assert [sweep.what for sweep in found.sweeps] == ["superseded", "locks"]
     names = {Path(entry.path).name for entry in local.list(f"artifacts/squares/{rebuilt.fingerprint}/manifest-")}
     assert names == {"manifest-000002.json"}
     assert not verify(local, lambda *_: None).faults
@@ -129,10 +129,10 @@ def test_leftovers_of_killed_attempts_and_dead_locks_go(storage: Storage):
     other.bytes("checkpoints/step-000000001/WHOLE", b"{}")
     storage.write("locks/pretrain-" + "f" * 32 + "/000000001.json", json.dumps({"owner": "x", "expires": 0.0}).encode())
     assert not gc.plan(storage, 30, storage.now() + 0.9 * DAY).sweeps, "what is younger than a day may be at work"
-    assert [sweep.what for sweep in gc.plan(storage, 30, storage.now() + 2 * DAY).sweeps] == ["leftovers", "lock"], (
+    assert [sweep.what for sweep in gc.plan(storage, 30, storage.now() + 2 * DAY).sweeps] == ["leftovers", "locks"], (
         "a resume needs the other"
     )
-    assert sorted(sweep.what for sweep in clean(storage).sweeps) == ["leftovers", "leftovers", "lock"]
+    assert sorted(sweep.what for sweep in clean(storage).sweeps) == ["leftovers", "leftovers", "locks"]
     assert not [path for path in paths(storage) if left.id in path or other.id in path or path.startswith("locks/")]
     assert not verify(storage, lambda *_: None).faults
 
@@ -150,7 +150,7 @@ def test_half_written_files_of_a_killed_process_go(local: Storage):
     made = toy.pipeline(toy.engine(local))
     half = Path(local.local(made[1].files["part-00000.parquet"].path)).with_name(".partial-0123456789ab")
     half.write_bytes(b"half")
-    assert [sweep.what for sweep in clean(local).sweeps] == ["half-written"]
+    assert [sweep.what for sweep in clean(local).sweeps] == ["half-written", "locks"]
     assert not half.exists()
 
 
@@ -161,7 +161,7 @@ def test_nothing_outside_its_three_folders_goes(local: Storage):
         local.write(path, b"a person's")
     for entry in local.list("last/toy/"):
         local.delete(entry.path)
-    assert len(clean(local).sweeps) == 3
+    assert len(clean(local).sweeps) == 4
     assert sorted(paths(local)) == sorted(others)
 
 
@@ -169,7 +169,7 @@ def test_a_fingerprint_that_a_run_takes_up_after_the_plan_stays(local: Storage):
     made = toy.pipeline(toy.engine(local))
     toy.pipeline(toy.engine(local, toy.Config(power=3)))
     found = gc.plan(local, 30, local.now() + 40 * DAY)
-    assert [sweep.where.split("@")[0] for sweep in found.sweeps] == ["squares", "total"]
+    assert [sweep.where.split("@")[0] for sweep in found.sweeps] == ["squares", "total", "locks/"]
     record = RunRecord.begin(local, "toy", "toy", {})
     record.value["started"] += 40 * DAY  # the run is of the day of the clean-up
     record.used(made[1], "cached")
