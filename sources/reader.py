@@ -97,7 +97,7 @@ def read(file: SourceFile, source: Source, limits: IngestConfig, handle: BinaryI
         lines = LineFile(file.compression, source.encoding, limits.max_record_bytes, limits.max_expansion)
         return read_jsonl(handle, file.locator, source, lines, start, end)
     if file.form == "parquet":
-        return read_parquet(handle, file.locator, source, limits.max_record_bytes, start, end)
+        return read_parquet(handle, file.locator, source, limits.max_record_bytes, limits.max_expansion, start, end)
     return _whole(file, source, limits, handle)
 
 

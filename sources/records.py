@@ -3,18 +3,28 @@
 JSON is strict (orjson): NaN, lone surrogates, raw control characters and nesting beyond 1,024 are no JSON here, in every file alike.
 """
 
+import os
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sources.config import Source
 from sources.lines import Line, LineFile
+from sources.pages import largest_page_bytes
 from sources.rows import HEAD_BYTES, Document, Row, Unreadable
+from sources.streams import BOMB_FLOOR, GROWS
 
-BATCH_ROWS = 256
+MOST_VALUES = 2**20
+"""A line of JSON has no more values: each may take 290 bytes of memory for 3 bytes of text, as in [],[]."""
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+BATCH_ROWS, BATCH_BYTES = 256, 128 * 2**20
+MOST_PAGE_BYTES, LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION = 512 * 2**20, 128 * 2**20, 20
+"""A page is decompressed whole. Arrow's own writer makes one of 1,024 books, 300 MB, which is no bomb: text compresses by 3 to 20."""
 PLAIN = (str, int, float, bool)
 
 
@@ -35,12 +45,28 @@ def _object(encoding: str, line: Line) -> dict[str, Any] | str:
     if line.fault is not None:
         return line.fault
     try:
-        value = orjson.loads(line.data if encoding == "utf-8" else line.data.decode(encoding))
+        data = line.data if encoding == "utf-8" else line.data.decode(encoding).encode()
+        if _has_too_many_values(data):
+            return f"a line of more than {MOST_VALUES:,} JSON values; a document has fewer, so leave its other fields out"
+        value = orjson.loads(data)
     except UnicodeDecodeError as error:
         return f"not {encoding}: {error.reason} at its byte {error.start:,}"
     except (orjson.JSONDecodeError, UnicodeError) as error:
         return _why_not_json(line.data, encoding, error)
     return value if isinstance(value, dict) else f"not a JSON object but {_kind(value)}"
+
+
+def _has_too_many_values(data: bytes) -> bool:
+    """Whether brackets and commas outside strings, and strings, are too many to be made objects of. Long texts are one string."""
+    if sum(data.count(mark) for mark in (b"[", b"{", b",", b'"')) <= MOST_VALUES:
+        return False
+    values, at = 0, 0
+    for string in STRING.finditer(data):
+        values += 1 + sum(data.count(mark, at, string.start()) for mark in (b"[", b"{", b","))
+        at = string.end()
+        if values > MOST_VALUES:
+            return True
+    return values + sum(data.count(mark, at) for mark in (b"[", b"{", b",")) > MOST_VALUES
 
 
 def _why_not_json(data: bytes, encoding: str, error: Exception) -> str:
@@ -86,11 +112,16 @@ def _label(record: dict[str, Any], field: str | None) -> str | None:
     return (str(value) or None) if isinstance(value, PLAIN) else None
 
 
-def read_parquet(handle: BinaryIO, path: str, source: Source, max_bytes: int, start: int, end: int | None) -> Iterator[Row]:
-    """A row a table row, of the row groups that start in [start, end). Offsets and locators count rows from the file's first."""
-    first = 0
+def read_parquet(
+    handle: BinaryIO, path: str, source: Source, max_bytes: int, max_expansion: int, start: int, end: int | None
+) -> Iterator[Row]:
+    """A row a table row, of the row groups that start in [start, end). Offsets and locators count rows from the file's first.
+
+    Memory: about four times the largest page of a row group, or a batch of 128 MiB.
+    """
+    first, grown, most = 0, 0, BOMB_FLOOR + max_expansion * handle.seek(0, os.SEEK_END)
     try:
-        file = pq.ParquetFile(handle)
+        file = pq.ParquetFile(handle, buffer_size=2**20)  # without it a column of a row group is fetched whole
         fields = {field.name: field.type for field in file.schema_arrow}
         if source.text_field not in fields:
             if start == 0:  # said once, by the first split
@@ -100,13 +131,40 @@ def read_parquet(handle: BinaryIO, path: str, source: Source, max_bytes: int, st
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
             if start <= _offset(group) and (end is None or _offset(group) < end):
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[index], columns=columns):
-                    yield from _rows(batch, path, first, source, max_bytes)
+                size, stored = _page_bytes(handle, group, columns)
+                if size > MOST_PAGE_BYTES or size > max(LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION * stored):
+                    yield Unreadable(path, first, _too_large(size, stored, group.num_rows), b"")
+                    first += group.num_rows
+                    continue
+                rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
+                for batch in file.iter_batches(rows, row_groups=[index], columns=columns):
+                    for row in _rows(batch, path, first, source, max_bytes):
+                        grown += len(row.text) if isinstance(row, Document) else 0
+                        if grown > most:
+                            yield Unreadable(path, first, GROWS.format(max_expansion), b"")
+                            return
+                        yield row
                     first += batch.num_rows
             else:
                 first += group.num_rows
-    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the content
         yield Unreadable(path, first, f"the rest is no readable Parquet: {str(error).splitlines()[0] if str(error) else error!r}", b"")
+
+
+def _too_large(size: int, stored: int, rows: int) -> str:
+    return (
+        f"the {rows:,} rows of a row group, with pages of {size:,} bytes made of {stored:,}: a page is read whole. Write it with "
+        "smaller ones, as by pyarrow's write_batch_size and data_page_size"
+    )
+
+
+def _page_bytes(handle: BinaryIO, group: pq.RowGroupMetaData, columns: list[str]) -> tuple[int, int]:
+    """Uncompressed and stored bytes of the columns' largest pages together: they are in memory at once."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    pages = [largest_page_bytes(handle, chunk) for chunk in chunks if chunk.path_in_schema in columns]
+    return sum(size for size, _ in pages), sum(stored for _, stored in pages)
 
 
 def _is_small(kind: pa.DataType) -> bool:
@@ -119,14 +177,23 @@ def _offset(group: pq.RowGroupMetaData) -> int:
 
 
 def _rows(batch: pa.RecordBatch, path: str, first: int, source: Source, max_bytes: int) -> Iterator[Row]:
-    for index in range(batch.num_rows):
+    for index, length in enumerate(_lengths(batch.column(source.text_field))):
+        if length > max_bytes:
+            reason = f"a text of {length:,} characters, over {max_bytes:,} (ingest.max_record_bytes)"
+            yield Unreadable(path, first + index, reason, b"")
+            continue
         try:
             record = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
         except (UnicodeDecodeError, ValueError, OverflowError) as error:
             yield Unreadable(path, first + index, f"a row that cannot be read: {error}", b"")
             continue
-        text = record.get(source.text_field)
-        if isinstance(text, str) and len(text) > max_bytes:
-            yield Unreadable(path, first + index, f"a text of {len(text):,} characters, over {max_bytes:,} (ingest.max_record_bytes)", b"")
-        else:
-            yield _document(record, path, first + index, source, str(text)[:HEAD_BYTES].encode("utf-8", "replace"))
+        yield _document(record, path, first + index, source, str(record[source.text_field])[:HEAD_BYTES].encode("utf-8", "replace"))
+
+
+def _lengths(texts: pa.Array) -> list[int]:
+    """The characters of each text, before strings are made of them; 0 of what is none."""
+    if pa.types.is_dictionary(texts.type):
+        texts = texts.dictionary_decode()
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        return [0] * len(texts)
+    return [length or 0 for length in pc.utf8_length(texts).to_pylist()]

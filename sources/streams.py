@@ -14,6 +14,7 @@ CHUNK = 2**18
 INPUT_CHUNK = 2**14  # what is left of it is copied at every member or frame, and a hostile file has one every 9 bytes
 ZSTD_STEP = 2**8  # a Zstandard block of 4 bytes can hold 128 KiB: 256 bytes of input are at most 8 MiB of output
 BOMB_FLOOR = 64 * 2**20
+GROWS = "grows to more than {} times its size, so it is taken for a bomb (ingest.max_expansion)"
 CUT_HEADER = "the gzip stream is cut in a header or checksum"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -49,7 +50,7 @@ def _bounded(handle: BinaryIO, chunks: Iterator[bytes], max_expansion: int) -> I
     for chunk in chunks:
         total += len(chunk)
         if total > BOMB_FLOOR + max_expansion * handle.tell():
-            raise StreamFault(f"grows to more than {max_expansion} times its size, so it is taken for a bomb (ingest.max_expansion)")
+            raise StreamFault(GROWS.format(max_expansion))
         yield chunk
 
 

@@ -1,9 +1,21 @@
 """Content made to hang a reader or to fill the memory, read in a child process with a clock or a scale beside it, at the default limits."""
 
+import io
 import os
+import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sources.pages import largest_page_bytes
 
 PROJECT = Path(__file__).parents[2]
 UNCLOSED = {
@@ -14,6 +26,7 @@ UNCLOSED = {
     "txt": [b"\xff", b"\xe9 ", b"\0a", b"\x1b$B"],
     "jsonl": [b"[", b'{"a":', b'"\\', b"\n", b"\0"],
 }
+GIBIBYTE = 2**30
 HANG_S = 60  # each test takes 4 s; before, a single unclosed opening was sought to the text's end and took 20 s at this size, or minutes
 
 CHILD = """
@@ -53,3 +66,89 @@ for compression, data in [("gz", empty * 20_000), ("gz", empty[:3] + bytes([8]) 
     rows(data, "jsonl", compression)
 """
     in_child(script, HANG_S)
+
+
+def peak_bytes(tmp_path: Path, form: str, compression: str | None = None) -> tuple[int, list[str]]:
+    """The most memory that a process held which read tmp_path/f row by row, and what the rows were, neighbours of one kind once."""
+    script = f"""
+import itertools
+path = {str(tmp_path / "f")!r}
+file = SourceFile("f", {form!r}, 1, path, compression={compression!r})
+kinds = []
+with open(path, "rb") as handle:
+    for row in read(file, Source(uri="x", domain="web"), IngestConfig(), handle):
+        kinds.append(getattr(row, "reason", "document").replace("\\n", " "))
+        del row
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+print("\\n".join(kind for kind, _ in itertools.groupby(kinds)))
+"""
+    kibibytes, *kinds = in_child(script, HANG_S).splitlines()
+    return int(kibibytes) * 1024, kinds
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_a_bomb_of_half_a_gigabyte_stays_small(tmp_path: Path, compression: str) -> None:
+    """Of two lines of 256 MiB: neither the longest line taken nor the one passed over is kept."""
+    pack = zlib.compressobj(wbits=31) if compression == "gz" else zstandard.ZstdCompressor().compressobj()
+    with (tmp_path / "f").open("wb") as out:
+        for line in range(2):
+            out.write(pack.compress(b"[" if line else b'{"text": "'))
+            for _ in range(256):
+                out.write(pack.compress(b"0" * 2**20))
+            out.write(pack.compress(b"\n"))
+        out.write(pack.flush())
+    peak, kinds = peak_bytes(tmp_path, "jsonl", compression)
+    assert peak < GIBIBYTE and "bomb" in kinds[-1] and "document" not in kinds
+
+
+LONGEST = 64 * 2**20
+LINES = {
+    "lists": ('{"text": "x", "a": [', "[],", "[]]}", "JSON values"),
+    "strings": ('{"text": "x", "a": [', '"",', '""]}', "JSON values"),
+    "one text with brackets and a wide character": ('{"text": "\U0001f600', "[],", '"}', "document"),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_longest_line_taken_costs_less_than_a_gibibyte_whatever_it_holds(tmp_path: Path, name: str) -> None:
+    head, unit, tail, said = LINES[name]
+    (tmp_path / "f").write_text(head + unit * ((LONGEST - 64) // len(unit)) + tail + "\n")
+    peak, kinds = peak_bytes(tmp_path, "jsonl")
+    assert peak < GIBIBYTE and len(kinds) == 1 and said in kinds[0]
+
+
+@pytest.mark.parametrize(("megabytes", "said"), [(60, "bomb"), (140, "pages of 146,8")])
+def test_a_text_in_a_dictionary_of_parquet_is_not_made_many_times(tmp_path: Path, megabytes: int, said: str) -> None:
+    """256 rows of one text of 60 MB in a file of 5 kB; and a page of 140."""
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array(["a" * megabytes * 2**20]))})
+    pq.write_table(table, tmp_path / "f", compression="zstd")
+    peak, kinds = peak_bytes(tmp_path, "parquet")
+    assert peak < GIBIBYTE and said in kinds[-1]
+
+
+def test_a_page_of_a_thousand_books_is_no_bomb_and_costs_less_than_a_gibibyte(tmp_path: Path) -> None:
+    """As pyarrow writes it: 1,024 texts a page, however long."""
+    texts = [random.Random(row).randbytes(150_000).hex() for row in range(700)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "f", compression="zstd")
+    del texts
+    peak, kinds = peak_bytes(tmp_path, "parquet")
+    assert peak < GIBIBYTE and kinds == ["document"]
+
+
+@given(
+    texts=st.lists(st.text(max_size=40), min_size=1, max_size=60),
+    version=st.sampled_from(["1.0", "2.0"]),
+    compression=st.sampled_from(["none", "zstd", "snappy", "gzip"]),
+    dictionary=st.booleans(),
+    page=st.integers(1, 200),
+    checksums=st.booleans(),
+)
+@settings(max_examples=60)
+def test_every_page_is_seen_and_measured(texts: list, version: str, compression: str, dictionary: bool, page: int, checksums: bool) -> None:
+    """The largest page of text is at least as large as the longest text, and no larger than the column."""
+    sink = io.BytesIO()
+    how = {"data_page_version": version, "compression": compression, "use_dictionary": dictionary, "write_page_checksum": checksums}
+    pq.write_table(pa.table({"text": texts}), sink, data_page_size=page, write_batch_size=3, **how)
+    chunk = pq.ParquetFile(sink).metadata.row_group(0).column(0)
+    size, _ = largest_page_bytes(sink, chunk)
+    assert max(len(text.encode()) for text in texts) <= size <= chunk.total_uncompressed_size
