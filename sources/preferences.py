@@ -40,8 +40,9 @@ def pair_of(document: Document) -> Pair | None:
     """The pair in a record read with text_field `chosen` or `response` (or a question of the environment); None when it has none."""
     extra = document.extra or {}
     prompt, rejected = extra.get("prompt"), extra.get("rejected")
-    if isinstance(extra.get("response"), str) and isinstance(prompt, str):  # made from a signature: the text is both
-        return Pair(prompt, str(extra["response"]), _strings(extra.get("names")), document.group or _group(prompt))
+    response = extra.get("response")
+    if isinstance(response, str) and response.strip() and isinstance(prompt, str):  # made from a signature: the text is both
+        return Pair(prompt, response, _strings(extra.get("names")), document.group or _group(prompt))
     if isinstance(prompt, str) and (rejected is None or isinstance(rejected, str)):
         return Pair(prompt, document.text, (), document.group or _group(prompt), rejected)
     return _dialogues(document.text, rejected, document.group) if isinstance(rejected, str) else None

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sources.config import Source
 from sources.lines import Line, LineFile
-from sources.pages import largest_page_bytes
+from sources.pages import RowGroup, largest_page, row_groups
 from sources.rows import HEAD_BYTES, Document, Row, Unreadable
 from sources.streams import BOMB_FLOOR, GROWS
 
@@ -128,13 +128,12 @@ def read_parquet(
                 yield Unreadable(path, 0, f"no column {source.text_field!r}; it has {', '.join(fields)} (text_field)", b"")
             return
         columns = [name for name, kind in fields.items() if name == source.text_field or _is_small(kind)]
-        for index in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(index)
-            if start <= _offset(group) and (end is None or _offset(group) < end):
+        for index, group in enumerate(row_groups(handle)):
+            if start <= group.chunks[0].offset and (end is None or group.chunks[0].offset < end):
                 size, stored = _page_bytes(handle, group, columns)
                 if size > MOST_PAGE_BYTES or size > max(LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION * stored):
-                    yield Unreadable(path, first, _too_large(size, stored, group.num_rows), b"")
-                    first += group.num_rows
+                    yield Unreadable(path, first, _too_large(size, stored, group.rows), b"")
+                    first += group.rows
                     continue
                 rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
                 for batch in file.iter_batches(rows, row_groups=[index], columns=columns):
@@ -146,8 +145,8 @@ def read_parquet(
                         yield row
                     first += batch.num_rows
             else:
-                first += group.num_rows
-    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, RecursionError) as error:
+                first += group.rows
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the content
         yield Unreadable(path, first, f"the rest is no readable Parquet: {str(error).splitlines()[0] if str(error) else error!r}", b"")
@@ -160,20 +159,14 @@ def _too_large(size: int, stored: int, rows: int) -> str:
     )
 
 
-def _page_bytes(handle: BinaryIO, group: pq.RowGroupMetaData, columns: list[str]) -> tuple[int, int]:
-    """Uncompressed and stored bytes of the columns' largest pages together: they are in memory at once."""
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    pages = [largest_page_bytes(handle, chunk) for chunk in chunks if chunk.path_in_schema in columns]
+def _page_bytes(handle: BinaryIO, group: RowGroup, columns: list[str]) -> tuple[int, int]:
+    """Decompressed and stored bytes of the columns' largest pages together: they are in memory at once."""
+    pages = [largest_page(handle, chunk) for chunk in group.chunks if chunk.name in columns]
     return sum(size for size, _ in pages), sum(stored for _, stored in pages)
 
 
 def _is_small(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_primitive(kind)
-
-
-def _offset(group: pq.RowGroupMetaData) -> int:
-    column = group.column(0)
-    return int(column.dictionary_page_offset or column.data_page_offset)
 
 
 def _rows(batch: pa.RecordBatch, path: str, first: int, source: Source, max_bytes: int) -> Iterator[Row]:

@@ -16,7 +16,7 @@ ZSTD_STEP = 2**8  # a Zstandard block of 4 bytes can hold 128 KiB: 256 bytes of 
 BOMB_FLOOR = 64 * 2**20
 GROWS = "grows to more than {} times its size, so it is taken for a bomb (ingest.max_expansion)"
 CUT_HEADER = "the gzip stream is cut in a header or checksum"
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+GZIP, ZSTD, ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"PK\x03\x04", b"PK\x05\x06")
 
 
 class StreamFault(Exception):
@@ -41,6 +41,8 @@ def _plain(handle: BinaryIO) -> Iterator[bytes]:
     while chunk := handle.read(CHUNK):
         if at_start and chunk.startswith((GZIP, ZSTD)):
             raise StreamFault(f"compressed bytes under a plain name; rename it to end in .{'gz' if chunk.startswith(GZIP) else 'zst'}")
+        if at_start and chunk.startswith(ZIP):
+            raise StreamFault("a zip archive; unpack it and give the files in it")
         at_start = False
         yield chunk
 

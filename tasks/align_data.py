@@ -165,7 +165,7 @@ def _by_side(pairs: list[Pair], known: Mapping[str, str], config: AlignDataIdent
     """Pairs by side, gold's own beside them, each answer once, in an order drawn from the text, within the sizes asked for."""
     limits = config.align_data
     placed: dict[str, list[Pair]] = {name: [] for name in (*SIDES, GOLD)}
-    for pair in sorted(pairs, key=lambda pair: (draw(limits.seed, pair.prompt, pair.response), pair)):
+    for pair in sorted(pairs, key=lambda pair: (draw(limits.seed, pair.prompt, pair.response), pair[:4], pair.rejected or "")):
         placed[known.get(pair.group) or side(pair.group, config.split)].append(pair)
     for_gold = _gold_groups(placed["train"], limits)
     placed[GOLD] = [pair for pair in placed["train"] if pair.group in for_gold]

@@ -1,24 +1,26 @@
 """The multiple-choice items that will be scored, made before selection so that contamination is measured against these very items."""
 
-import gzip
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
-import zstandard
 
 from contract.errors import InputError
 from contract.ledger import Ledger
 from evaluation.config import CONTINUATION, ItemsConfig, NamedTask
 from evaluation.items import candidates, continuation_items, merge_candidates, named_items
+from sources.config import IngestConfig
+from sources.lines import LineFile
+from sources.streams import compression_of
 from store.artifact import Artifact
 from store.digests import digest_of_bytes, digest_of_file
 from store.storage import LocalStorage, Storage, open_root
 from tasks.parts import Part, PartWriter, map_parts
 from tasks.stage import Output, stage
+
+MOST_ITEM_BYTES = 2**20  # as JSON, 30 MB of memory at most
 
 
 def _task_files(config: ItemsConfig, storage: Storage) -> dict[str, str]:
@@ -85,14 +87,11 @@ def _digest(task: NamedTask, storage: Storage) -> str:
 
 
 def _lines(task: NamedTask, storage: Storage) -> Iterator[bytes]:
+    """The file's lines. Raises InputError where the rest cannot be read, or a line is longer than any item."""
     root, name = _place(task, storage)
+    file = LineFile(compression_of(task.uri), None, MOST_ITEM_BYTES, IngestConfig().max_expansion)
     with root.open(name) as raw:
-        yield from _decompressed(task.uri, raw)
-
-
-def _decompressed(uri: str, raw: BinaryIO) -> Any:
-    if uri.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)
-    if uri.endswith(".zst"):
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
-    return raw
+        for _, line in file.lines(raw, 0, None):
+            if line.fault is not None:
+                raise InputError(f"{task.uri} of the task {task.name}, at byte {line.offset:,}: {line.fault}; correct the file")
+            yield line.data

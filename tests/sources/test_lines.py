@@ -5,7 +5,9 @@ import io
 import itertools
 import json
 import tracemalloc
+import zipfile
 import zlib
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +16,6 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.errors import PipelineError
 from sources.config import IngestConfig, Source
 from sources.files import SourceFile
 from sources.lines import Line, LineFile, lines
@@ -134,18 +135,30 @@ def test_no_content_makes_a_reader_raise(form: str, compression: str | None, dat
             row.text.encode()
 
 
-@settings(max_examples=80, deadline=None)
-@given(place=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.one_of(st.none(), st.integers(0, 10**6)))
-def test_no_damage_to_parquet_makes_its_reader_raise(place: int, value: int, cut: int | None) -> None:
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"text": ["eins", "zwei", "drei"], "n": [1, 2, 3]}), sink, row_group_size=2)
-    data = bytearray(sink.getvalue())
-    data[place % len(data)] = value
-    damaged = bytes(data[: cut % len(data)] if cut is not None else data)
-    try:
-        assert len(rows(damaged, "parquet")) <= 4
-    except PipelineError:
-        pytest.fail("content is quarantined, never raised")
+@cache
+def parquets() -> list[bytes]:
+    table = pa.table({"text": ["eins", "zwei", "drei", None], "n": [1, 2, 3, 4], "s": pa.array(["a", "a", "b", "b"]).dictionary_encode()})
+    files = []
+    for how in ({}, {"compression": "zstd", "data_page_version": "2.0"}, {"compression": "gzip", "use_dictionary": False}):
+        pq.write_table(table, sink := io.BytesIO(), row_group_size=2, **how)
+        files.append(sink.getvalue())
+    return files
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    number=st.integers(0, 2),
+    places=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+    cut=st.none() | st.tuples(st.integers(0, 10**6), st.integers(0, 40)),
+)
+def test_no_damage_to_parquet_makes_its_reader_raise(number: int, places: list, cut: tuple[int, int] | None) -> None:
+    """Bytes changed anywhere, and some of them taken out."""
+    data = bytearray(parquets()[number])
+    for place, value in places:
+        data[place % len(data)] = value
+    if cut is not None:
+        del data[cut[0] % len(data) : cut[0] % len(data) + cut[1]]
+    assert len(rows(bytes(data), "parquet")) <= 5
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,3 +176,13 @@ def test_a_line_knows_its_offset_after_a_mark_and_in_a_split() -> None:
     data = b"\xef\xbb\xbfab\ncd\nef"
     assert [line for _, line in file.lines(io.BytesIO(data), 0, 4)] == [Line(0, b"ab")]
     assert [line for _, line in file.lines(io.BytesIO(data), 4, None)] == [Line(6, b"cd"), Line(9, b"ef")]
+
+
+@pytest.mark.parametrize("form", ["txt", "md", "jsonl"])
+@pytest.mark.parametrize("texts", [{}, {"a.txt": "text " * 99}, {"a.txt": "a\0" * 99}])
+def test_a_zip_read_as_text_is_one_row_that_says_so(form: str, texts: dict[str, str]) -> None:
+    with zipfile.ZipFile(archive := io.BytesIO(), "w") as written:
+        for name, text in texts.items():
+            written.writestr(name, text)
+    (row,) = rows(archive.getvalue(), form)
+    assert isinstance(row, Unreadable) and "zip archive" in row.reason

@@ -1,12 +1,17 @@
 """Pairs and the negatives made of them."""
 
+import io
+import json
 from collections import Counter
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sources.config import IngestConfig, Source
+from sources.files import SourceFile
 from sources.preferences import DAMAGED, GIVEN, OTHER, SHUFFLED, Pair, negatives, pair_of
+from sources.reader import read
 from sources.rows import Document
 
 answer = st.lists(st.text("abcdef", min_size=1, max_size=5), min_size=4, max_size=20).map(" ".join)
@@ -56,6 +61,26 @@ def test_given_dialogues_are_cut_at_the_last_answer() -> None:
     assert other is not None and other.group == pair.group  # the same first turn stays on one side
     assert pair_of(Document("n", "no turns", extra={"rejected": "none"})) is None
     assert pair_of(Document("o", "an answer", extra={"prompt": "why"})) == Pair("why", "an answer", (), other.group[:0] + _group("why"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+turns = st.lists(st.sampled_from(["\n\nHuman:", "\n\nAssistant:", " a", " ", "\0", "\U0001f600 b"]), max_size=6).map("".join)
+named = st.sampled_from(["chosen", "rejected", "prompt", "response", "names", "group", "other"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.dictionaries(named, turns | json_values, max_size=6), max_size=4), st.sampled_from(["chosen", "response"]))
+def test_any_records_give_pairs_or_none_and_negatives_of_them(records: list[dict], field: str) -> None:
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    source = Source(uri="x", domain="conversation", text_field=field, group_field="group")
+    rows = list(read(SourceFile("f", "jsonl", len(data), "f"), source, IngestConfig(), io.BytesIO(data)))
+    found = [pair for row in rows if isinstance(row, Document) and (pair := pair_of(row)) is not None]
+    for made in negatives(found, 3, 1):
+        assert (made.kind == GIVEN or made.rejected != made.chosen) and f"{made.prompt}{made.chosen}{made.rejected}{made.group}".encode()
 
 
 def _group(text: str) -> str:

@@ -15,11 +15,12 @@ from contract.schemas import document_id
 from evaluation.gold import MODEL, Gold, Squash, distinct_3, ends, tokens
 from filters.config_split import SplitConfig
 from filters.split import GROUPS
-from sources.config import AlignDataConfig, IngestConfig, Source
+from sources.config import AlignDataConfig, IngestConfig, IngestIdentity, Source
+from sources.preferences import Pair
 from sources.removals import Removal, record
 from store.artifact import Artifact
 from store.storage import open_root
-from tasks.align_data import align_data
+from tasks.align_data import AlignDataIdentity, _by_side, align_data
 from tasks.stage import Engine, Output, stage
 from tasks.takedown import look_up
 
@@ -213,3 +214,9 @@ def test_a_takedown_finds_the_records_that_only_pairs_were_made_of(tmp_path: Pat
     assert seen == set(where)
     licensed = [len(look_up(storage, "license", name).documents) for name in ("CC-BY-NC-4.0", "CC0-1.0")]
     assert sum(licensed) == sum(made.figures["pairs"].values()) and min(licensed) > 100
+
+
+def test_an_answer_given_with_and_without_a_worse_one_is_no_crash() -> None:
+    config = AlignDataIdentity(align_data=AlignDataConfig(), reading=IngestIdentity.of((), IngestConfig()), split=SplitConfig())
+    pairs = [Pair("p", "an answer", (), "g", rejected) for rejected in ("worse", None, "bad")]
+    assert sum(map(len, _by_side(pairs, {}, config).values())) == 1

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import json
 from pathlib import Path
@@ -6,15 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from contract.config import Frozen, RunOptions
 from contract.errors import InputError
 from contract.ledger import Count, Ledger
 from contract.schemas import document_id
 from evaluation.config import ItemsConfig, NamedTask
+from evaluation.items import named_items
 from store.artifact import Artifact
 from store.storage import open_root
-from tasks.eval_tasks import eval_tasks
+from tasks.eval_tasks import _lines, eval_tasks
 from tasks.stage import Engine, Output, Stage, stage
 
 
@@ -123,3 +128,34 @@ def test_a_missing_task_file_is_named_before_anything_runs(tmp_path: Path) -> No
     config = CONFIG.model_copy(update={"tasks": (NamedTask(name="sums", uri=str(tmp_path / "absent.jsonl")),)})
     with pytest.raises(InputError, match=r"absent.jsonl of the task sums: No such file"):
         run(tmp_path / "root", config, Notes())
+
+
+COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+PARTS = st.sampled_from([f"{LINE}\n".encode(), b"\n", b"[1]\n", b'{"query": "a", "choices": ["b", "c"], "gold": true}\n'])
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.lists(PARTS | st.binary(max_size=30), max_size=6),
+    places=st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 255)), max_size=3),
+    cut=st.none() | st.integers(0, 10**4),
+    suffix=st.sampled_from([*COMPRESSIONS]),
+)
+def test_any_damaged_task_file_gives_items_or_a_sentence(tmp_path: Path, parts: list, places: list, cut: int | None, suffix: str) -> None:
+    damaged = bytearray(COMPRESSIONS[suffix](b"".join(parts)))
+    for place, value in places if damaged else []:
+        damaged[place % len(damaged)] = value
+    path = tmp_path / f"sums.jsonl{suffix}"
+    path.write_bytes(damaged if cut is None else damaged[:cut])
+    task = NamedTask(name="sums", uri=str(path))
+    with contextlib.suppress(InputError):
+        assert len(named_items(task, _lines(task, open_root(str(tmp_path)))))
+
+
+@pytest.mark.parametrize(("suffix", "content"), [(".gz", bytes(2**28)), (".zst", bytes(2**28)), ("", b"[" * 2**21)])
+def test_a_line_longer_than_any_item_is_refused_where_it_stands(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"sums.jsonl{suffix}"
+    path.write_bytes(COMPRESSIONS[suffix](content))
+    task = NamedTask(name="sums", uri=str(path))
+    with pytest.raises(InputError, match=r"of the task sums, at byte 0: (a line of|grows to more)"):
+        named_items(task, _lines(task, open_root(str(tmp_path))))

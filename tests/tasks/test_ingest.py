@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,3 +177,15 @@ def test_a_domain_that_the_environment_has_no_text_of_is_said_and_no_error(local
     assert made.figures["absent"] == ["books"] and any("books" in warning for warning in journal.warnings)
     with pytest.raises(InputError, match="nothing to read"):
         run(local, books)
+
+
+def test_a_zip_beside_good_files_is_passed_over_and_said_and_read_as_text_it_is_quarantined(local: Storage, data: Path) -> None:
+    with zipfile.ZipFile(data / "more.zip", "w") as archive:
+        archive.writestr("a.txt", "text " * 99)
+    journal = Journal()
+    run_with_journal(local, journal, Source(uri=str(data), domain="web"), part_bytes=2**20)
+    assert any("1 files of" in text and "passed over for their suffix" in text for text in journal.warnings)
+    made = run(local, Source(uri=str(data), domain="web", format="txt"))
+    rows = made.table("quarantine.parquet").to_pylist()
+    assert [row["reason"] for row in rows if row["uri"] == "web:more.zip"] == ["a zip archive; unpack it and give the files in it"]
+    assert "more.zip" not in documents(made)["locator"].to_pylist()
