@@ -46,7 +46,7 @@ Digests = Callable[[Iterable[Path]], dict[str, str]]
 def files_of(source: Source, endpoint_url: str | None) -> tuple[list[SourceFile], int]:
     """The files of a source by locator, and how many were passed over for their suffix.
 
-    Raises InputError when the place is absent, empty, not readable or leads out of itself by a link.
+    Raises InputError when the place is absent, empty, not readable or leads out of itself by a link, or a name is not UTF-8.
     """
     scheme = urlparse(source.uri).scheme if "://" in source.uri else ""
     if scheme == "s3":
@@ -58,9 +58,20 @@ def files_of(source: Source, endpoint_url: str | None) -> tuple[list[SourceFile]
     shaped = [shape for file in found if (shape := _shaped(source, file)) is not None]
     if not shaped:
         raise InputError(_nothing(source, found))
+    if unnamed := [file.path for file in shaped if not _is_unicode(file.locator) or not _is_unicode(file.path)]:
+        raise InputError(f"source {source.name}: the name {unnamed[0]!a} is not UTF-8, so no record can hold it; rename it")
     if not any(file.size for file in shaped):
         raise InputError(f"source {source.name}: all {len(shaped)} files of {source.uri} are empty (0 bytes)")
     return sorted(shaped, key=lambda file: file.locator), len(found) - len(shaped)
+
+
+def _is_unicode(name: str) -> bool:
+    """A byte of a file's name that is no UTF-8 stands in Python's string as a lone surrogate."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _nothing(source: Source, found: list[SourceFile]) -> str:

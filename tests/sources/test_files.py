@@ -91,6 +91,12 @@ def test_an_absent_or_empty_source_is_refused_by_name(folder: Path, uri: str, wo
         files_of(source(folder / uri), None)
 
 
+def test_a_name_that_is_not_utf8_is_refused_in_ascii(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder / "a") + b"\xff.txt")).write_text("x")
+    with pytest.raises(InputError, match=r"a\\udcff\.txt' is not UTF-8.*rename it"):
+        files_of(source(folder), None)
+
+
 def test_what_no_file_system_can_hold_is_no_crash(tmp_path: Path) -> None:
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.text(max_size=20).filter(lambda name: ".." not in name))  # a person may name what lies above: it would be read, all of it
