@@ -109,7 +109,7 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path, small: list[str]
     (tmp_path / "root" / "artifacts").write_text("a file")
     done = bessemer("run", "curate", *small, stdout=subprocess.DEVNULL)
     assert done.returncode == 2
-    one_sentence(done.stderr, str(tmp_path / "root" / "artifacts"), "move it away")
+    one_sentence(done.stderr, str(tmp_path / "root" / "artifacts"), "Move it away")
 
 
 def test_a_disk_that_fails_is_said(tmp_path: Path, small: list[str]):
@@ -118,7 +118,7 @@ def test_a_disk_that_fails_is_said(tmp_path: Path, small: list[str]):
     (tmp_path / "root" / "last" / "smoke" / "ingest.json").symlink_to("/proc/self/mem")
     done = bessemer("plan", "curate", *small, stdout=subprocess.DEVNULL)
     assert done.returncode == 1
-    one_sentence(done.stderr, "Input/output error", "repair it")
+    one_sentence(done.stderr, "Input/output error", "Check the disk")
 
 
 def test_an_output_that_is_full_or_closed_is_no_traceback(small: list[str]):

@@ -101,7 +101,10 @@ def test_only_errors_that_can_heal_are_retried(local: Storage, monkeypatch, erro
     ("error", "message"),
     [
         (StageFailed("the cup is empty: fill it"), "the cup is empty: fill it"),
-        (OSError(28, "No space left on device", "/tmp/x"), "OSError: [Errno 28] No space left on device: '/tmp/x'"),
+        (
+            OSError(28, "No space left on device", "/tmp/x"),
+            "/tmp/x: No space left on device. Make space; the same command goes on from here.",
+        ),
         (KeyError("a fault of ours"), "Flow run encountered an exception: KeyError: 'a fault of ours'"),
     ],
 )
