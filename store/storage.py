@@ -273,7 +273,7 @@ def _sentence(error: OSError, path: Path, verb: str) -> PipelineError:
         return InputError(f"cannot {verb} {path}: permission denied. Give storage.root a folder that you own.")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         in_the_way = next((parent for parent in path.parents if parent.is_file()), path)
-        return InputError(f"{in_the_way} is a file, and a folder must be there. Move it away and run again.")
+        return InputError(f"a file stands where a folder must be: {in_the_way}. Move it away and run again.")
     if error.errno == errno.EISDIR:
-        return InputError(f"{path} is a folder, and a file must be there. Move it away and run again.")
+        return InputError(f"a folder stands where a file must be: {path}. Move it away and run again.")
     return StorageError(f"cannot {verb} {path}: {error.strerror or error}. Check the disk or mount that holds it, then run again.")

@@ -80,8 +80,8 @@ def test_a_write_that_fails_leaves_nothing(local: Storage, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("file/below", "{root}/file is a file, and a folder must be there"),
-        ("folder", "{root}/folder is a folder, and a file must be there"),
+        ("file/below", "a file stands where a folder must be: {root}/file"),
+        ("folder", "a folder stands where a file must be: {root}/folder"),
     ],
 )
 def test_what_is_in_the_way_is_named(local: Storage, name: str, sentence: str):
@@ -95,7 +95,7 @@ def test_what_is_in_the_way_is_named(local: Storage, name: str, sentence: str):
 
 def test_a_file_in_the_way_of_a_lock_is_named_and_not_taken_for_a_lost_race(local: Storage):
     local.write("locks", b"1")
-    with pytest.raises(InputError, match="locks is a file, and a folder must be there"):
+    with pytest.raises(InputError, match=r"a file stands where a folder must be: .*/locks\."):
         local.create("locks/1", b"2")
 
 
