@@ -76,7 +76,9 @@ class Loop:
         self._guard = Guard(self.plan.skipping.sigmas, self.engine.device)
         self._progress = Progress()
         self._waiting: list[tuple[int, float, int, Stepped]] = []
-        if not self._restore():
+        if self._restore():
+            self.report.resumed(self._progress.step)
+        else:
             self._validate()
         while self._progress.step < self.plan.schedule.max_steps:
             self._step()

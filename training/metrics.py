@@ -24,6 +24,10 @@ class Report:
         self._last = (now, tokens)
         self._write({"progress": [done, self._total, self._unit], **figures, "tokens_per_s": rate})
 
+    def resumed(self, done: int) -> None:
+        """For whoever pressed Retry: how much of the work it did not cost."""
+        self.warn(f"goes on from its checkpoint after {done:,} of {self._total:,} {self._unit}")
+
     def warn(self, sentence: str) -> None:
         self._write({"warn": sentence})
 

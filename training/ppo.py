@@ -129,7 +129,9 @@ class PpoLoop:
         self._guard = Guard(0.0, device)
         self._progress = PpoProgress()
         self.best_weights: dict[str, Tensor] = {}
-        if not self._restore():
+        if self._restore():
+            self.report.resumed(self._progress.step)
+        else:
             self._look()
         while self._progress.step < self.plan.iterations and not self._is_out_of_patience():
             self._iterate()

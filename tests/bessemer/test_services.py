@@ -225,7 +225,11 @@ class TestServices:
         assert refused.returncode == 1 and "no worker takes runs" in refused.stderr
         assert clone.state(run) == "RUNNING"
         assert clone.up().returncode == 0
-        assert clone.state(run) == "CRASHED"
+        state = clone.api.call("GET", f"/flow_runs/{run}")["state"]
+        assert (state["type"], state["message"]) == (
+            "CRASHED",
+            "Its process is gone (killed, or the machine stopped). Retry continues it where it stopped.",
+        )
 
     def test_down_settles_the_active_run_and_leaves_nothing(self, clone: Clone) -> None:
         run = clone.start_run(seconds=600)

@@ -79,14 +79,33 @@ class Browser:
             assert time.monotonic() < deadline, f"{words!r} did not come up in: {self.text()[:2000]}"
             time.sleep(0.2)
 
-    def click(self, text: str, seconds: float = 60) -> None:
-        """Click the last visible button or tab that bears exactly this text: what is in front stands last in the page."""
+    def click(self, text: str) -> None:
+        """The last visible button or tab that bears exactly this text: what is in front stands last in the page."""
         wanted = json.dumps(text)
-        found = f"[...document.querySelectorAll('button, [class*=tab]')].filter(b => b.innerText.trim() === {wanted} && b.offsetParent)"
+        self._act(f"[...document.querySelectorAll('button, [class*=tab]')].filter(b => b.innerText.trim() === {wanted})", "b.click()", text)
+
+    def press(self, selector: str) -> None:
+        """What bears no text, by CSS."""
+        self._act(f"[...document.querySelectorAll({json.dumps(selector)})]", "b.click()", selector)
+
+    def choose(self, option: str) -> None:
+        """One of a list that unfolds, as tabs are on a narrow page."""
+        wanted = json.dumps(option)
+        found = f"[...document.querySelectorAll('select')].filter(s => [...s.options].some(o => o.text.trim() === {wanted}))"
+        self._act(found, f"b.value = {wanted}, b.dispatchEvent(new Event('change', {{bubbles: true}}))", option)
+
+    def _act(self, elements: str, what: str, name: str, seconds: float = 60) -> None:
+        found = f"{elements}.filter(b => b.offsetParent && !b.disabled).at(-1)"
         deadline = time.monotonic() + seconds
-        while not self.evaluate(f"(b => (b && !b.disabled ? (b.click(), true) : false))({found}.at(-1))"):
-            assert time.monotonic() < deadline, f"there is no button {text!r} in: {self.text()[:2000]}"
+        while not self.evaluate(f"(b => (b ? ({what}, true) : false))({found})"):
+            assert time.monotonic() < deadline, f"there is no {name!r} in: {self.text()[:2000]}"
             time.sleep(0.2)
+
+    def is_wider_than_the_page(self) -> bool:
+        return bool(self.evaluate("document.documentElement.scrollWidth > innerWidth"))
+
+    def resize(self, width: int, height: int) -> None:
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))

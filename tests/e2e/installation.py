@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from bessemer import processes
 from bessemer.api import Api
+from store.storage import Storage
 from tests.bessemer.test_services import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -79,16 +81,51 @@ class Installation:
             time.sleep(0.2)
         return run
 
-    def tasks(self, id: str) -> list[tuple[str, str]]:
-        """(name, state) of the run's task runs that have ended, in their order."""
+    def pretrains(self, storage: Storage, steps: int) -> str:
+        """A run that is pretraining for so many steps, of which a checkpoint is there; its id."""
+
+        def checkpoints() -> set[str]:
+            return {entry.path for entry in storage.list("artifacts/pretrain/") if entry.path.endswith("/WHOLE")}
+
+        before = checkpoints()
+        id = self.start("train", **{"storage.root": storage.uri, "train.max_steps": steps})
+
+        def checkpointed(run: dict[str, Any]) -> bool:
+            assert not is_final(run), run["state"]
+            return bool(checkpoints() - before)
+
+        self.wait(id, checkpointed)
+        return id
+
+    def tasks(self, id: str, attempt: int | None = None) -> list[tuple[str, str]]:
+        """(name, state) of the run's task runs that have ended, in their order; of all its attempts or of one."""
         found = self.api.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [id]}}, "sort": "ID_DESC"})
         ended = [task for task in found if task["state"] and task["state"]["type"] in FINAL]
-        return [(task["name"], task["state"]["name"]) for task in sorted(ended, key=lambda task: task["created"])]
+        wanted = [task for task in ended if attempt in (None, task["flow_run_run_count"])]
+        return [(task["name"], task["state"]["name"]) for task in sorted(wanted, key=lambda task: task["created"])]
+
+    def shows(self, id: str, attempt: int, states: dict[str, str]) -> None:
+        """See these states of an attempt's stages; the server writes task runs down some seconds after they ended."""
+
+        def shown() -> dict[str, str]:
+            return {name.split()[0]: state for name, state in self.tasks(id, attempt)}
+
+        assert processes.wait_until(lambda: states.items() <= shown().items(), 60), shown()
 
     def lines(self, id: str) -> list[str]:
         """What the run's log holds, as the UI shows it."""
-        found = self.api.call("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"})
-        return [line["message"] for line in found]
+        found: list[dict[str, Any]] = []
+        while True:
+            body = {"logs": {"flow_run_id": {"any_": [id]}}, "limit": 200, "offset": len(found), "sort": "TIMESTAMP_ASC"}
+            page = self.api.call("POST", "/logs/filter", body)
+            found += page
+            if len(page) < 200:
+                return [line["message"] for line in found]
+
+    def resumed(self, id: str, stage: str) -> list[int]:
+        """After how many steps each attempt of the run took the stage's training up again."""
+        said = (re.search(rf"^{stage}: goes on from its checkpoint after (\d+) of", line) for line in self.lines(id))
+        return [int(match[1]) for match in said if match]
 
     def children(self, parent: str) -> dict[str, dict[str, Any]]:
         """The runs that this one has sent to their pools, by flow."""

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from bessemer import processes
+from bessemer.api import GONE
 from bessemer.config import load
 from store.records import records
 from store.storage import Storage, open_root
@@ -40,29 +41,43 @@ def manifests(storage: Storage, stage: str) -> set[str]:
     return {entry.path for entry in storage.list(f"artifacts/{stage}/") if "/manifest-" in entry.path}
 
 
+def went_on(installed: Installation, id: str) -> None:
+    """To its end, in its second attempt, and from the checkpoint."""
+    run = installed.wait(id, lambda run: is_final(run) and run["run_count"] == 2)
+    assert run["state"]["name"] == "Completed", run["state"]
+    installed.shows(id, 2, {"pretrain": "Resumed"})
+    assert min(installed.resumed(id, "pretrain")) >= 1
+
+
 def test_what_one_worker_had_to_leave_another_takes_up(
     installed: Installation, undisturbed: Storage, second: subprocess.Popen[bytes], tmp_path: Path
 ):
-    id = installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG})
-    before = {entry.path for entry in undisturbed.list("artifacts/pretrain/")}
-
-    def checkpointed(run: dict) -> bool:
-        assert not is_final(run), run["state"]
-        return any(entry.path.endswith("/WHOLE") and entry.path not in before for entry in undisturbed.list("artifacts/pretrain/"))
-
-    run = installed.wait(id, checkpointed)
-    taken_by = run["labels"]["prefect.worker.name"]
+    id = installed.pretrains(undisturbed, LONG)
+    taken_by = installed.run(id)["labels"]["prefect.worker.name"]
     first_pid = int((installed.home / ".cache" / "services" / "worker.pid").read_text().split()[0])
     os.kill(second.pid if taken_by == "second" else first_pid, signal.SIGTERM)
     try:
-        run = installed.wait(id, is_final)
+        went_on(installed, id)
     finally:
         installed.services("up")
-    assert run["state"]["name"] == "Completed", run["state"]
-    assert run["run_count"] == 2
-    assert run["labels"]["prefect.worker.name"] != taken_by
-    steps = [int(line.split()[1]) for line in installed.lines(id) if line.startswith("pretrain: ")]
-    assert steps.count(1) <= 1, "training began again from its first step"
+    assert installed.run(id)["labels"]["prefect.worker.name"] != taken_by
+
+
+def test_worker_and_flow_killed_together_are_said_and_retry_goes_on_from_the_checkpoint(installed: Installation, undisturbed: Storage):
+    id = installed.pretrains(undisturbed, LONG + 3)
+    worker = psutil.Process(int((installed.home / ".cache" / "services" / "worker.pid").read_text().split()[0]))
+    family = [worker, *worker.children(recursive=True)]
+    assert len(family) >= 4, "wrapper, worker, flow and training child"
+    for process in family:
+        process.kill()
+    assert processes.wait_until(lambda: not any(map(processes.is_alive, family)), 10)
+    assert installed.run(id)["state"]["name"] == "Running"
+    installed.services("up")
+    run = installed.run(id)
+    assert (run["state"]["name"], run["state"]["message"]) == ("Crashed", GONE)
+    again = installed.prefect("flow-run", "retry", id)
+    assert again.returncode == 0, again.stdout + again.stderr
+    went_on(installed, id)
 
 
 def test_two_runs_at_once_make_one_artifact_and_the_one_that_waits_says_for_what(installed: Installation, undisturbed: Storage):
