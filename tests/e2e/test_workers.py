@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from bessemer import processes
 from bessemer.api import GONE
+from bessemer.automations import SILENT_S
 from bessemer.config import load
 from store.records import records
 from store.storage import Storage, open_root
@@ -78,6 +80,25 @@ def test_worker_and_flow_killed_together_are_said_and_retry_goes_on_from_the_che
     again = installed.prefect("flow-run", "retry", id)
     assert again.returncode == 0, again.stdout + again.stderr
     went_on(installed, id)
+
+
+def test_a_stage_that_is_silent_for_minutes_is_left_alone(installed: Installation, undisturbed: Storage):
+    """Its training child stands still, as before a slow disk or in a long collective: what counts is that the flow process lives."""
+    id = installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG + 6})
+
+    def child() -> list[psutil.Process]:
+        return [process for process in installed.working() if "training.child" in process.cmdline()]
+
+    assert processes.wait_until(lambda: bool(child()), 120)
+    (silent,) = child()
+    silent.suspend()
+    try:
+        time.sleep(2 * SILENT_S)
+        assert installed.run(id)["state"]["name"] == "Running", installed.run(id)["state"]
+    finally:
+        silent.resume()
+    run = installed.wait(id, is_final)
+    assert (run["state"]["name"], run["run_count"]) == ("Completed", 1), run["state"]
 
 
 def test_two_runs_at_once_make_one_artifact_and_the_one_that_waits_says_for_what(installed: Installation, undisturbed: Storage):
