@@ -58,6 +58,6 @@ def test_a_flow_that_gets_sigterm_checkpoints_awaits_retry_and_goes_on(installed
     assert run["run_count"] == 2
     assert not psutil.pid_exists(first) or psutil.Process(first).status() == psutil.STATUS_ZOMBIE
     installed.shows(id, 2, {"pretrain": "Resumed"})
-    assert min(installed.resumed(id, "pretrain")) >= 1
+    assert installed.resumed(id, "pretrain") >= [1], "training began again from its first step"
     noted = [value["state"] for _, value in records(undisturbed) if value["overrides"].get("train.max_steps") == 120]
     assert noted == ["checkpointed", "completed"]
