@@ -94,7 +94,6 @@ class Place:
             "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",  # `prefect deployment run --watch` then shows the run's lines too
             "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
             "PYTHONUNBUFFERED": "1",
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "bessemer",
             "DO_NOT_TRACK": "1",
             **os.environ,
             "BESSEMER_HOME": str(self.home),

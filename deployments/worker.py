@@ -32,6 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     prepare_environment()
     os.environ.setdefault("BESSEMER_HOME", str(Path(__file__).resolve().parents[1]))  # the clone whose flows run: prefect.yaml, `pull`
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "bessemer")  # what stages say stands in their run's log, whoever started us
     try:
         queues = [queue for queue in options.queues.split(",") if queue]
         return work(options.pool, options.name, options.grace, options.alone, queues, options.limit)
