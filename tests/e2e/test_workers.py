@@ -126,7 +126,7 @@ def test_two_presets_at_once_share_their_first_stages_and_the_one_that_waits_say
     made = Counter(entry.path.split("/")[1] for entry in storage.list("artifacts/") if "/manifest-" in entry.path)
     assert {name: count for name, count in made.items() if count > 1} == {"mix": 2, "gate_mix": 2}
     assert any("waiting for" in line and "which makes the same artifact" in line for id in ids for line in installed.lines(id))
-    both = [dict(installed.tasks(id)) for id in ids]
+    both = [{name.split()[0]: state for name, state in installed.tasks(id)} for id in ids]
     for name in set(both[0]) - {"mix", "gate_mix"}:
         assert sorted(tasks[name] for tasks in both) == ["Cached", "Completed"], name
 
