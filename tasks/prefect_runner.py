@@ -82,13 +82,13 @@ class PrefectRunner:
         )
         def run_stage() -> Any:
             try:
-                artifact = run_planned(self.engine, planned)
+                artifact, state = run_planned(self.engine, planned)
             except ComeAgain:
                 _leave()
-            if planned.reuse:
+            if state == "cached":
                 return Completed(name="Cached", message=f"reused {artifact.where()}", data=artifact)
             create_markdown_artifact(summary(artifact), key=f"stage-{_key(stage.name)}", description=artifact.where())
-            if artifact.manifest["adopted_parts"]:
+            if state == "resumed":
                 return Completed(name="Resumed", message="went on from what an earlier attempt had done", data=artifact)
             return artifact
 

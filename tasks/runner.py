@@ -49,17 +49,17 @@ class PlainRunner:
     def __call__(self, stage: Stage, **inputs: Artifact | None) -> Artifact:
         planned = self.engine.plan(stage, inputs)
         refuse_missing(planned, self.expected)
-        artifact = with_tries(lambda: run_planned(self.engine, planned))
+        artifact = with_tries(lambda: run_planned(self.engine, planned)[0])
         if stage.name == self.until:
             raise Stopped
         return artifact
 
 
-def run_planned(engine: Engine, planned: Planned) -> Artifact:
-    """Run what was planned, with Ray stopped first where the stage needs the machine for itself."""
+def run_planned(engine: Engine, planned: Planned) -> tuple[Artifact, str]:
+    """Settle what was planned, with Ray stopped first where the stage needs the machine for itself."""
     if planned.stage.exclusive and planned.reuse is None:
         stop_ray()
-    return engine.run(planned)
+    return engine.settle(planned)
 
 
 def with_tries(call: Callable[[], Artifact]) -> Artifact:

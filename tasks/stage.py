@@ -219,27 +219,32 @@ class Engine:
         return ""
 
     def run(self, planned: Planned) -> Artifact:
-        """The artifact of a planned call: reused, adopted from a faster run, or made. Raises PipelineError."""
+        """The artifact of a planned call. Raises PipelineError."""
+        return self.settle(planned)[0]
+
+    def settle(self, planned: Planned) -> tuple[Artifact, str]:
+        """The artifact, and how it was come by: cached (of an earlier run, or of one that was waited for), resumed or ran."""
         stage, started = planned.stage, time.monotonic()
         if planned.reuse is not None:
             self._remember(planned)
             self.journal.finished(planned.reuse, "cached", "", time.monotonic() - started)
-            return planned.reuse
+            return planned.reuse, "cached"
         inputs = {role: artifact for role, artifact in planned.inputs.items() if isinstance(artifact, Artifact)}
         with hold(self.storage, f"{stage.name}-{planned.fingerprint[:32]}", partial(self.journal.warn, stage.name)):
             planned = self._looked_up(planned)
             if planned.reuse is not None:  # the run that held the lock made it
-                return self.run(planned)
+                return self.settle(planned)
             try:
                 artifact, resumed = self._make(planned, inputs)
             except (PipelineError, OSError):
                 planned = self._looked_up(planned)
                 if planned.reuse is None:
                     raise
-                return self.run(planned)  # a run that took the lock over published meanwhile, and tidied what we were reading
+                return self.settle(planned)  # a run that took the lock over published meanwhile, and tidied what we were reading
         self._remember(planned)
-        self.journal.finished(artifact, "resumed" if resumed else "ran", planned.why, time.monotonic() - started)
-        return artifact
+        state = "resumed" if resumed else "ran"
+        self.journal.finished(artifact, state, planned.why, time.monotonic() - started)
+        return artifact, state
 
     def _make(self, planned: Planned, inputs: dict[str, Artifact]) -> tuple[Artifact, bool]:
         stage, started = planned.stage, time.time()
