@@ -31,4 +31,6 @@ def run_tool(command: Sequence[object], input: bytes | None = None) -> None:
     done = subprocess.run(words, input=input, capture_output=True, preexec_fn=lambda: die_with_parent(us))
     if done.returncode:
         said = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
-        raise StageFailed(f"{Path(words[0]).name} ended with {done.returncode} and said: {said}\n{' '.join(words)}")
+        error = StageFailed(f"{Path(words[0]).name} ended with {done.returncode} and said: {said}")
+        error.add_note(" ".join(words))  # for the traceback in the log: the message is what a person reads in the UI
+        raise error
