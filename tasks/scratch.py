@@ -5,6 +5,7 @@ to somebody else cannot deceive. A folder whose lock is free belongs to nobody a
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -49,13 +50,17 @@ def free_bytes() -> int:
 
 @contextlib.contextmanager
 def full_is_said(name: str) -> Iterator[None]:
-    """Whatever fails while the temporary folder is full fails because of it, in the words of this process, a child or a library."""
+    """Whatever fails while the temporary folder is full fails because of it, in the words of this process, a child or a library.
+
+    What no longer fitted may be gone again by now. That a root's disk is full is a StorageError already.
+    """
     try:
         yield
     except (StorageError, ComeAgain):
         raise
     except Exception as error:
-        if (free := free_bytes()) >= FULL_BYTES:
+        free, did_not_fit = free_bytes(), isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if free >= FULL_BYTES and not did_not_fit:
             raise
         raise StorageError(
             f"{name}: the temporary folder {tempfile.gettempdir()} is full ({free:,} bytes free). Nothing was published; make space "
