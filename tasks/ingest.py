@@ -19,6 +19,7 @@ from sources.removals import Removals
 from sources.rows import Batch, Document, Unreadable, quarantine_table
 from store.digests import digests_of_files
 from store.storage import Storage
+from tasks.gates import warm_up
 from tasks.parts import Part, PartWriter, map_parts
 from tasks.stage import Output, stage
 
@@ -53,7 +54,7 @@ def ingest(config: IngestIdentity, out: Output) -> Ledger:
     removals = Removals.load(out.attempt.storage, [source.name for source in config.sources])
     shared = {"config": config, "opener": opener, "removals": removals}
     parts = [Part(f"part-{i:05d}", {**shared, "pieces": pieces, "number": i}) for i, pieces in enumerate(plan)]
-    results = map_parts(out, read_part, parts)
+    results = map_parts(out, read_part, parts, meanwhile=warm_up)
     bad = [out.reader.table(name) for name in out.reader.names("quarantine-")]
     quarantine = pa.concat_tables([QUARANTINE.empty_table(), *bad])
     out.table("quarantine.parquet", quarantine)

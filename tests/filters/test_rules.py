@@ -1,6 +1,7 @@
 """Oracle: the same definitions in plain Python over str; and counts that can be checked by eye."""
 
 import gzip
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -13,9 +14,15 @@ from hypothesis import strategies as st
 
 from filters.config import RulesConfig
 from filters.rules import COUNTS, SHARES, score, unwanted_phrases
+from filters.text import _ASSIGNED
 
 SPACES = "".join(chr(i) for i in range(0x110000) if unicodedata.category(chr(i))[0] == "Z") + "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85"
 CONFIG = RulesConfig()
+
+
+def test_no_letter_digit_mark_space_or_sign_lies_where_the_table_is_not_filled():
+    filled = set(itertools.chain(*_ASSIGNED))
+    assert all(unicodedata.category(chr(code))[0] == "C" for code in range(0x110000) if code not in filled)
 
 
 def oracle(text: str) -> dict[str, float]:

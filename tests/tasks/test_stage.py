@@ -1,5 +1,6 @@
 """The engine's promises, each with the fault caused for real."""
 
+import inspect
 import os
 import re
 import signal
@@ -175,11 +176,21 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 class TestByRay:
     def test_the_same_parts_have_the_same_digests_and_what_workers_say_is_heard(self, local: Storage, broken: Path):
+        stop_ray()
         here = toy.pipeline(toy.engine(local))
+        assert not toy.ASIDE
         by_ray = toy.engine(local, workers=2, force="squares")
         assert [a.digest for a in toy.pipeline(by_ray)] == [a.digest for a in here]
+        assert toy.ASIDE == ["while Ray starts"]
         heard = [text for _, state, text in by_ray.journal.lines if state == "warn"]
         assert heard == ["a worker says: half of this is guessed"], "the last word of the last part, once, in the log of its stage"
+
+    def test_ray_data_reads_the_two_numbers_that_are_set_for_it(self):
+        """A Ray that has them elsewhere would only be slow."""
+        from ray.data._internal.execution import resource_manager, streaming_executor_state
+
+        assert inspect.getsource(resource_manager).count("GLOBAL_LIMITS_UPDATE_INTERVAL_S") == 2
+        assert inspect.getsource(streaming_executor_state).count("WAIT_FOR_TASK_COMPLETION_TIMEOUT_S") == 2
 
     @pytest.mark.parametrize(
         ("how", "sentence"),

@@ -16,6 +16,8 @@ from tasks.launch import run_child
 from tasks.parts import Part, PartWriter, map_parts
 from tasks.stage import Engine, Output, stage
 
+ASIDE: list[str] = []
+
 
 class Config(Frozen):
     count: int = 12
@@ -80,7 +82,7 @@ def square_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
 @stage(version=1, config=lambda c: Power(power=c.power), counts="numbers", rows="in")
 def squares(numbers: Artifact, config: Power, out: Output) -> Ledger:
     parts = [Part(name.removesuffix(".parquet"), {"numbers": numbers, "name": name, "power": config.power}) for name in numbers.names()]
-    results = map_parts(out, square_part, parts)
+    results = map_parts(out, square_part, parts, meanwhile=lambda: ASIDE.append("while Ray starts"))
     assert out.reader.read("part-00000.parquet.inner") == b"for a later step"
     out.figures["sum"] = sum(result["sum"] for result in results)
     documents = numbers.ledger.documents
