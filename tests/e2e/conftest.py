@@ -4,20 +4,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from store.storage import Storage, open_root
-from tests.e2e.installation import PLANTED, Installation
+from tests.e2e.installation import PLANTED, Installation, where
 
 ROOT = Path(__file__).parents[2]
 
 
 def arguments(storage: Storage, flow: str = "pretrain") -> list[str]:
-    endpoint = getattr(storage, "endpoint_url", None)
-    place = ["--set", f"storage.root={storage.uri}", *(["--set", f"storage.endpoint_url={endpoint}"] if endpoint else [])]
-    return ["run", flow, "--preset", "smoke", *place]
+    settings = (("--set", f"{key}={value}") for key, value in where(storage).items())
+    return ["run", flow, "--preset", "smoke", *chain.from_iterable(settings)]
 
 
 def command(storage: Storage) -> list[str]:

@@ -88,7 +88,7 @@ class Installation:
             return {entry.path for entry in storage.list("artifacts/pretrain/") if entry.path.endswith("/WHOLE")}
 
         before = checkpoints()
-        id = self.start("train", **{"storage.root": storage.uri, "train.max_steps": steps})
+        id = self.start("train", **where(storage), **{"train.max_steps": steps})
 
         def checkpointed(run: dict[str, Any]) -> bool:
             assert not is_final(run), run["state"]
@@ -145,6 +145,38 @@ class Installation:
     def working(self) -> list[psutil.Process]:
         """Flow processes and their children."""
         return [process for process, line in self.processes() if {"prefect.engine", "training.child"} & set(line)]
+
+
+def where(storage: Storage) -> dict[str, str]:
+    """The settings that lead to a root."""
+    endpoint = getattr(storage, "endpoint_url", None)
+    return {"storage.root": storage.uri} | ({"storage.endpoint_url": endpoint} if endpoint else {})
+
+
+def copied(storage: Storage, to: Storage, *without: str) -> Storage:
+    """A root's files, but for those of some stages, which then must run."""
+    left_out = tuple(f"artifacts/{stage}/" for stage in without)
+    for entry in storage.list(""):
+        if not entry.path.startswith(left_out):
+            to.write(entry.path, storage.read(entry.path))
+    return to
+
+
+def at_work(program: str, variable: str, value: str) -> psutil.Process | None:
+    """A process that has this in its command line and in its environment, found fast.
+
+    KenLM's stands still from then on: a small text keeps it for a blink, and what stands still has to end like the rest.
+    """
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, psutil.Error):
+            if program.encode() in (place / "cmdline").read_bytes():
+                process = psutil.Process(int(place.name))
+                if process.environ().get(variable) == value:
+                    if program == "lmplz":
+                        process.suspend()
+                    if processes.is_alive(process):
+                        return process
+    return None
 
 
 def is_final(run: dict[str, Any]) -> bool:

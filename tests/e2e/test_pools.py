@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from bessemer.automations import TAG
 from store.artifact import Artifact
 from store.catalogue import artifacts
 from store.storage import Storage, open_root
-from tests.e2e.installation import ROOT, Installation, is_final, on_demand
+from tests.e2e.installation import ROOT, Installation, copied, is_final, on_demand
 from tests.infra.worlds import Machine, Server, metadata_service, notice
 
 pytestmark = [pytest.mark.e2e, on_demand]
@@ -93,10 +92,7 @@ def test_a_spot_notice_moves_training_to_another_machine_with_the_same_losses(
 ):
     """Metadata service, watcher, SIGTERM, checkpoint, AwaitingRetry, a second worker: the result is the undisturbed one, to the bit."""
     (want,) = [artifact for artifact in artifacts(undisturbed) if is_the_presets(artifact)]
-    root = tmp_path / "root"
-    shutil.copytree(undisturbed.uri.removeprefix("file://"), root)
-    shutil.rmtree(root / "artifacts" / "pretrain")
-    storage = open_root(root.as_uri())
+    storage = copied(undisturbed, open_root((tmp_path / "root").as_uri()), "pretrain")
     server = Server(installed.api.url, installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"})
     with metadata_service() as metadata, contextlib.ExitStack() as stack:
         first = Machine(server, "gpu", f"i-{secrets.token_hex(3)}", tmp_path, metadata)

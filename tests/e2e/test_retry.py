@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 
 from store.storage import Storage, open_root
 from tests.e2e.browser import PROGRAM, Browser
-from tests.e2e.installation import Installation, is_final, on_demand
+from tests.e2e.installation import Installation, copied, is_final, on_demand, where
 from tests.e2e.test_smoke import digests, plans
 
 PICTURES = os.environ.get("BESSEMER_PICTURES")
@@ -33,11 +32,7 @@ pytestmark = [pytest.mark.e2e, on_demand]
 @pytest.fixture
 def root(undisturbed: Storage, tmp_path: Path) -> Storage:
     """A copy of the undisturbed root without selection, base model and aligned model: those three stages must run."""
-    place = tmp_path / "root"
-    shutil.copytree(undisturbed.local(""), place)  # type: ignore[arg-type]
-    for stage in ("select", "pretrain", "ppo"):
-        shutil.rmtree(place / "artifacts" / stage)
-    return open_root(place.as_uri())
+    return copied(undisturbed, open_root((tmp_path / "root").as_uri()), "select", "pretrain", "ppo")
 
 
 def kill_child(installed: Installation, id: str, storage: Storage, stage: str) -> None:
@@ -71,6 +66,13 @@ def until(undisturbed: Storage, stage: str, **ended: str) -> dict[str, str]:
 
 def page(installed: Installation, id: str) -> str:
     return f"{installed.api.url.removesuffix('/api')}/runs/flow-run/{id}"
+
+
+def retry(installed: Installation, id: str) -> None:
+    attempt = installed.run(id)["run_count"]
+    done = installed.prefect("flow-run", "retry", id)
+    assert done.returncode == 0, done.stdout + done.stderr
+    installed.wait(id, lambda run: run["run_count"] > attempt)
 
 
 def retry_in_the_ui(installed: Installation, id: str, message: str, folder: Path) -> None:
@@ -137,15 +139,14 @@ def test_a_broken_stage_is_continued_by_retry_in_the_ui_by_the_api_on_the_comman
     failed(installed, id, KILLED.format("pretrain"))
     installed.shows(id, 2, until(undisturbed, "pretrain", select="Completed", pretrain="Failed"))
 
-    retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}  # the UI's own call
-    installed.api.call("POST", f"/flow_runs/{id}/set_state", retry)
+    state = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}  # the UI's own call
+    installed.api.call("POST", f"/flow_runs/{id}/set_state", state)
     kill_child(installed, id, root, "ppo")
     failed(installed, id, KILLED.format("ppo"))
     installed.shows(id, 3, until(undisturbed, "ppo", pretrain="Resumed", ppo="Failed"))
     picture(installed, id, "resumed-run", tmp_path)
 
-    again = installed.prefect("flow-run", "retry", id)
-    assert again.returncode == 0, again.stdout + again.stderr
+    retry(installed, id)
     kill_child(installed, id, root, "ppo")
     failed(installed, id, KILLED.format("ppo"))
     installed.shows(id, 4, until(undisturbed, "ppo", ppo="Failed"))
@@ -161,18 +162,26 @@ def test_a_broken_stage_is_continued_by_retry_in_the_ui_by_the_api_on_the_comman
     picture(installed, last, "flow-run", tmp_path)
 
 
-def test_a_missing_bucket_is_said_and_retry_goes_on_once_it_is_made(installed: Installation, s3_server: str):
+def test_on_s3_a_missing_bucket_and_killed_children_are_said_and_retry_goes_on(
+    installed: Installation, undisturbed: Storage, s3_server: str
+):
     bucket = f"bucket-{secrets.token_hex(6)}"
-    where = {"storage.root": f"s3://{bucket}/pre/fix", "storage.endpoint_url": s3_server}
-    id = installed.start("curate", **where, **{"run.workers": 1})
+    storage = open_root(f"s3://{bucket}/pre/fix", s3_server)
+    id = installed.start("pretrain", **where(storage), **{"run.workers": 1, "run.checkpoint_every_steps": 1})
     path = rf"there is no bucket for s3://{bucket}/pre/fix/\.probe-\w+: make it, or correct storage\.root\."
     run = installed.wait(id, is_final)
     assert run["state"]["name"] == "Failed" and re.fullmatch(path, run["state"]["message"]), run["state"]
     boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
-    assert installed.prefect("flow-run", "retry", id).returncode == 0
-    installed.wait(id, lambda run: run["run_count"] == 2)
+    for stage in ("pretrain", "ppo"):
+        retry(installed, id)
+        kill_child(installed, id, storage, stage)
+        failed(installed, id, KILLED.format(stage))
+    retry(installed, id)
     run = installed.wait(id, is_final)
-    assert run["state"]["name"] == "Completed", run["state"]
+    assert (run["state"]["name"], run["run_count"]) == ("Completed", 4), run["state"]
+    installed.shows(id, 4, until(undisturbed, "ppo", ppo="Resumed"))
+    assert [*installed.resumed(id, "pretrain"), *installed.resumed(id, "ppo")] >= [1, 1]
+    assert digests(storage) == digests(undisturbed)
 
 
 def test_a_corrected_parameter_is_a_new_run_whose_earlier_stages_are_cached(installed: Installation, undisturbed: Storage, root: Storage):

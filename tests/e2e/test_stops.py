@@ -9,63 +9,111 @@ import signal
 import subprocess
 import termios
 import time
+from pathlib import Path
 
-import psutil
 import pytest
 
+from bessemer import processes
 from store.storage import Storage
 from tests.e2e.conftest import ROOT, command, run
-from tests.e2e.installation import on_demand
+from tests.e2e.installation import at_work, on_demand
 from tests.e2e.test_smoke import MARK, digests, marked
 
 pytestmark = [pytest.mark.e2e, on_demand]
 
-AT_WORK = {"deduplicate": "ray::", "pretrain": "training.child"}
-"""What runs while a stage is at work."""
+AT_WORK = [("deduplicate", "gcs_server"), ("deduplicate", "ray::"), ("score_perplexity", "lmplz"), ("pretrain", "training.child")]
+"""A stage, and what runs while it is at work: Ray on its way up, Ray's tasks, KenLM, a rank."""
 
 
-@pytest.mark.parametrize("stage", AT_WORK)
+@pytest.mark.parametrize(("stage", "program"), AT_WORK, ids=[program.strip(":") for _, program in AT_WORK])
 @pytest.mark.parametrize("closes", [False, True], ids=["ctrl-c", "closed"])
-def test_a_stopped_foreground_run_leaves_no_process_and_goes_on(undisturbed: Storage, stage: str, closes: bool):
-    """In a terminal of its own, whose kernel side sends SIGINT for the key, and SIGHUP when it is closed, to all in the foreground."""
-    before, mark = digests(undisturbed), f"{os.getpid()}-{time.time_ns()}"
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*command(undisturbed), "--force", stage],
-        env=os.environ | {MARK: mark},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        cwd=ROOT,
-        start_new_session=True,
-        preexec_fn=lambda: take_terminal(theirs),
-    )
-    os.close(theirs)
-    said: list[bytes] = []
-    try:
-        deadline = time.monotonic() + 120
-        while not any(is_at_work(other, AT_WORK[stage]) for other in marked(mark)):
-            assert process.poll() is None and time.monotonic() < deadline, b"".join(said)
-            read(ours, said)
+def test_a_stopped_foreground_run_leaves_no_process_and_goes_on(undisturbed: Storage, stage: str, program: str, closes: bool):
+    before = digests(undisturbed)
+    with Terminal([*command(undisturbed), "--force", stage]) as terminal:
+        terminal.wait_for(program)
         if closes:
-            os.close(ours)
+            terminal.close()
         else:
-            os.write(ours, b"\x03")
-        deadline = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05) if closes else read(ours, said)
-    finally:
-        process.kill()
-    text = b"".join(said).decode(errors="replace")
-    assert process.returncode == 130, text
-    assert "Traceback" not in text
-    assert closes or "stopped; the same command goes on from here" in text
-    deadline = time.monotonic() + 20
-    while (left := list(marked(mark))) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not left, [other.cmdline() for other in left]
+            terminal.press(b"\x03")
+        assert terminal.ended(30) == 130, terminal.text()
+    assert "Traceback" not in terminal.text()
+    assert closes or "stopped; the same command goes on from here" in terminal.text()
+    terminal.nothing_is_left()
     assert run(undisturbed).returncode == 0
     assert digests(undisturbed) == before
+
+
+def test_under_nohup_a_run_outlives_its_terminal(undisturbed: Storage, tmp_path: Path):
+    before, log = digests(undisturbed), tmp_path / "run.log"
+    line = [*command(undisturbed), "--force", "pretrain"]
+    with Terminal(["sh", "-c", 'exec nohup "$@" > "$0" 2>&1', str(log), *line]) as terminal:
+        terminal.wait_for("training.child")
+        terminal.close()
+        assert terminal.ended(300) == 0, log.read_text()
+    terminal.nothing_is_left()
+    assert digests(undisturbed) == before
+
+
+class Terminal:
+    """A program in a terminal of its own, whose kernel side sends SIGINT for the key and SIGHUP when it is closed."""
+
+    def __init__(self, line: list[str]) -> None:
+        self._mark, self._said = f"{os.getpid()}-{time.time_ns()}", list[bytes]()
+        self._ours, theirs = pty.openpty()
+        self._is_open = True
+        self._process = subprocess.Popen(
+            line,
+            env=os.environ | {MARK: self._mark},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=ROOT,
+            start_new_session=True,
+            preexec_fn=lambda: take_terminal(theirs),
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        if self._is_open:
+            self.close()
+
+    def press(self, key: bytes) -> None:
+        os.write(self._ours, key)
+
+    def close(self) -> None:
+        self._is_open = False
+        os.close(self._ours)
+
+    def wait_for(self, program: str) -> None:
+        deadline = time.monotonic() + 120
+        while at_work(program, MARK, self._mark) is None:
+            assert self._process.poll() is None and time.monotonic() < deadline, self.text()
+            self._read(0.002)
+
+    def ended(self, seconds: float) -> int | None:
+        """The exit status, or None if it still runs after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self._process.poll() is None and time.monotonic() < deadline:
+            self._read(0.05)
+        return self._process.returncode
+
+    def _read(self, seconds: float) -> None:
+        """What has been written there, so that the writer never waits for us."""
+        if not self._is_open:
+            time.sleep(seconds)
+        elif select.select([self._ours], [], [], seconds)[0]:
+            with contextlib.suppress(OSError):  # the other side is closed
+                self._said.append(os.read(self._ours, 1 << 16))
+
+    def text(self) -> str:
+        return b"".join(self._said).decode(errors="replace")
+
+    def nothing_is_left(self) -> None:
+        assert processes.wait_until(lambda: not list(marked(self._mark)), 20), [other.cmdline() for other in marked(self._mark)]
 
 
 def take_terminal(terminal: int) -> None:
@@ -73,14 +121,3 @@ def take_terminal(terminal: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def read(terminal: int, said: list[bytes]) -> None:
-    """What has been written there, so that the writer never waits for us; for at most 50 ms."""
-    if select.select([terminal], [], [], 0.05)[0]:
-        with contextlib.suppress(OSError):  # the other side is closed
-            said.append(os.read(terminal, 1 << 16))
-
-
-def is_at_work(process: psutil.Process, name: str) -> bool:
-    return any(name in argument for argument in process.cmdline())

@@ -18,12 +18,19 @@ from bessemer.automations import SILENT_S
 from bessemer.config import load
 from store.records import records
 from store.storage import Storage, open_root
-from tests.e2e.installation import ROOT, Installation, is_final, on_demand
+from tests.e2e.browser import PROGRAM, Browser
+from tests.e2e.installation import ROOT, Installation, at_work, copied, is_final, on_demand, where
 
 pytestmark = [pytest.mark.e2e, on_demand]
 
 LONG = 300
 """Steps: long enough to be met at work, and seconds all the same."""
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, undisturbed: Storage) -> Storage:
+    """The undisturbed root, and a copy of it behind HTTP."""
+    return undisturbed if request.param == "disk" else copied(undisturbed, request.getfixturevalue("s3"))
 
 
 @pytest.fixture
@@ -51,10 +58,8 @@ def went_on(installed: Installation, id: str) -> None:
     assert installed.resumed(id, "pretrain") >= [1], "training began again from its first step"
 
 
-def test_what_one_worker_had_to_leave_another_takes_up(
-    installed: Installation, undisturbed: Storage, second: subprocess.Popen[bytes], tmp_path: Path
-):
-    id = installed.pretrains(undisturbed, LONG)
+def test_what_one_worker_had_to_leave_another_takes_up(installed: Installation, root: Storage, second: subprocess.Popen[bytes]):
+    id = installed.pretrains(root, LONG)
     taken_by = installed.run(id)["labels"]["prefect.worker.name"]
     first_pid = int((installed.home / ".cache" / "services" / "worker.pid").read_text().split()[0])
     os.kill(second.pid if taken_by == "second" else first_pid, signal.SIGTERM)
@@ -65,8 +70,8 @@ def test_what_one_worker_had_to_leave_another_takes_up(
     assert installed.run(id)["labels"]["prefect.worker.name"] != taken_by
 
 
-def test_worker_and_flow_killed_together_are_said_and_retry_goes_on_from_the_checkpoint(installed: Installation, undisturbed: Storage):
-    id = installed.pretrains(undisturbed, LONG + 3)
+def test_worker_and_flow_killed_together_are_said_and_retry_goes_on_from_the_checkpoint(installed: Installation, root: Storage):
+    id = installed.pretrains(root, LONG + 3)
     worker = psutil.Process(int((installed.home / ".cache" / "services" / "worker.pid").read_text().split()[0]))
     family = [worker, *worker.children(recursive=True)]
     assert len(family) >= 4, "wrapper, worker, flow and training child"
@@ -101,12 +106,12 @@ def test_a_stage_that_is_silent_for_minutes_is_left_alone(installed: Installatio
     assert (run["state"]["name"], run["run_count"]) == ("Completed", 1), run["state"]
 
 
-def test_two_runs_at_once_make_one_artifact_and_the_one_that_waits_says_for_what(installed: Installation, undisturbed: Storage):
-    before = manifests(undisturbed, "pretrain")
-    ids = [installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG + 1}) for _ in range(2)]
+def test_two_runs_at_once_make_one_artifact_and_the_one_that_waits_says_for_what(installed: Installation, root: Storage):
+    before = manifests(root, "pretrain")
+    ids = [installed.start("train", **where(root), **{"train.max_steps": LONG + 1}) for _ in range(2)]
     runs = [installed.wait(id, is_final) for id in ids]
     assert [run["state"]["name"] for run in runs] == ["Completed", "Completed"], [run["state"] for run in runs]
-    assert len(manifests(undisturbed, "pretrain") - before) == 1
+    assert len(manifests(root, "pretrain") - before) == 1
     said = [line for id in ids for line in installed.lines(id) if "waiting for" in line]
     assert len(said) == 1 and "which makes the same artifact" in said[0], said
 
@@ -143,18 +148,35 @@ def test_down_in_the_middle_of_rays_work_leaves_no_process_and_the_run_goes_on_a
     assert run["state"]["name"] == "Completed" and run["run_count"] == 2, run["state"]
 
 
-def test_a_cancelled_run_leaves_no_process_and_is_not_taken_up_again(installed: Installation, undisturbed: Storage):
-    """As the UI's Cancel does it: the state is set, and the worker ends the flow."""
-    id = installed.start("train", **{"storage.root": undisturbed.uri, "train.max_steps": LONG + 2})
-    before = manifests(undisturbed, "pretrain")
-    installed.wait(id, lambda run: any(line.startswith("pretrain: ") for line in installed.lines(id)))
+@pytest.mark.parametrize(("stage", "program"), [("deduplicate", "ray::Map"), ("score_perplexity", "lmplz"), ("pretrain", "training.child")])
+def test_a_run_that_is_cancelled_in_the_ui_leaves_no_process_and_is_not_taken_up_again(
+    installed: Installation, undisturbed: Storage, s3: Storage, tmp_path: Path, stage: str, program: str
+):
+    storage = copied(undisturbed, s3, stage)
+    id = installed.start("pretrain", **where(storage))
+    assert processes.wait_until(lambda: at_work(program, "BESSEMER_HOME", str(installed.home)) is not None, 120), installed.lines(id)
     process = psutil.Process(int(installed.run(id)["infrastructure_pid"]))
     family = [process, *process.children(recursive=True)]
-    assert len(family) > 1, "the training child is not there"
-    state = {"type": "CANCELLING", "message": "Cancelled from the UI"}
-    installed.api.call("POST", f"/flow_runs/{id}/set_state", {"state": state, "force": False})
+    cancel(installed, id, tmp_path)
     run = installed.wait(id, is_final, 60)
     assert run["state"]["name"] == "Cancelled", run["state"]
-    assert processes.wait_until(lambda: not any(map(processes.is_alive, family)), 10)
-    assert manifests(undisturbed, "pretrain") == before
-    assert [value["state"] for _, value in records(undisturbed) if value["overrides"].get("train.max_steps") == LONG + 2] == ["stopped"]
+    assert processes.wait_until(lambda: not any(map(processes.is_alive, family)), 20), [
+        each.cmdline() for each in family if each.is_running()
+    ]
+    assert not manifests(storage, stage)
+    assert [value["state"] for _, value in records(storage)][-1] == "stopped"
+
+
+def cancel(installed: Installation, id: str, folder: Path) -> None:
+    """As a person does it, or by the call that the button makes where there is no browser."""
+    if PROGRAM is None:
+        installed.api.call("POST", f"/flow_runs/{id}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+        return
+    with Browser(folder / "browser") as browser:
+        browser.open(f"{installed.api.url.removesuffix('/api')}/runs/flow-run/{id}")
+        browser.wait_for("Running")
+        browser.press(".flow-run-menu button")
+        browser.click("Cancel")
+        browser.wait_for("Cancel Flow Run")
+        browser.click("Confirm")
+        installed.wait(id, lambda run: run["state"]["name"] != "Running", 30)
