@@ -29,8 +29,8 @@ LONG = 300
 
 @pytest.fixture(params=["disk", "s3"])
 def root(request: pytest.FixtureRequest, undisturbed: Storage) -> Storage:
-    """The undisturbed root, and a copy of it behind HTTP."""
-    return undisturbed if request.param == "disk" else copied(undisturbed, request.getfixturevalue("s3"))
+    """The undisturbed root, and a copy of it behind HTTP, in which nobody has trained yet."""
+    return undisturbed if request.param == "disk" else copied(undisturbed, request.getfixturevalue("s3"), "pretrain")
 
 
 @pytest.fixture
