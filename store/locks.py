@@ -2,7 +2,7 @@
 
 locks/<name>/<n>.json holds owner and expiry. The highest n is the lock; a free or expired one is taken by creating n + 1,
 which only one can do. Its holder alone rewrites its file: to renew it, and to let it go (expiry 0). A holder on this very machine
-whose process is gone is not waited for.
+whose process is gone is not waited for, nor is what this process held and could not let go (the disk had turned read-only).
 """
 
 import contextlib
@@ -21,6 +21,10 @@ from store.checked import dump_checked, load_checked
 from store.storage import Storage
 
 EXPIRY_S = 60.0
+
+_held: set[tuple[str, str]] = set()
+"""(root, path) of the locks that this process holds."""
+_held_changes = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -52,6 +56,8 @@ def hold(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: fl
         except (PipelineError, OSError):  # on a full disk nothing can be written, but a file can go: nobody waits for the expiry
             with contextlib.suppress(PipelineError, OSError):
                 storage.delete(path)
+        with _held_changes:
+            _held.discard((storage.uri, path))
 
 
 def _body(expires: float) -> bytes:
@@ -78,6 +84,11 @@ def _is_gone(owner: str) -> bool:
         return False
 
 
+def _is_left_by_us(owner: str, storage: Storage, path: str) -> bool:
+    with _held_changes:
+        return owner == _owner(os.getpid()) and (storage.uri, path) not in _held
+
+
 def _take(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: float) -> str:
     folder, said, pause = f"locks/{name}/", False, poll_s / 32
     while True:
@@ -89,9 +100,12 @@ def _take(storage: Storage, name: str, waiting: Callable[[str], None], poll_s: f
                 last = load_checked(storage.read(entries[-1].path))
                 holder, expires = str(last["owner"]), float(last["expires"])
         now = storage.now()
-        if expires < now or _is_gone(holder):
+        if expires < now or _is_gone(holder) or _is_left_by_us(holder, storage, entries[-1].path):
             path = f"{folder}{number + 1:09d}.json"
-            if storage.create(path, _body(now + EXPIRY_S)):
+            with _held_changes:
+                if is_taken := storage.create(path, _body(now + EXPIRY_S)):
+                    _held.add((storage.uri, path))
+            if is_taken:
                 for entry in entries:
                     storage.delete(entry.path)
                 return path

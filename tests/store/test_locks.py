@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bessemer import processes
 from store.locks import hold
 from store.storage import Storage
 
@@ -56,6 +58,30 @@ def test_a_lock_of_a_killed_process_of_this_machine_is_free_and_a_live_ones_is_n
         (entry,) = local.list("locks/toy/")
         assert json.loads(local.read(entry.path))["expires"] > local.now()
     assert len(said) == 1 and f"pid {process.pid}, which makes the same artifact" in said[0]
+
+
+def test_a_lock_that_this_process_could_not_let_go_is_free_and_one_that_it_holds_is_not(local: Storage, tmp_path: Path):
+    """A disk that turns read-only keeps the lock's file: here a folder where it is to be written, which cannot be deleted as a file."""
+    with hold(local, "toy", print):
+        (entry,) = local.list("locks/toy/")
+        text = local.read(entry.path)
+        (tmp_path / "root" / entry.path).unlink()
+        (tmp_path / "root" / entry.path).mkdir()
+    (tmp_path / "root" / entry.path).rmdir()
+    local.write(entry.path, text)
+    said: list[str] = []
+    with hold(local, "toy", said.append, poll_s=0.01):
+        assert not said
+        other = threading.Thread(target=lambda: _hold_once(local, said))
+        other.start()
+        assert processes.wait_until(lambda: len(said) == 1, 10)
+    other.join(10)
+    assert "which makes the same artifact" in said[0] and said[1:] == ["held"]
+
+
+def _hold_once(storage: Storage, said: list[str]) -> None:
+    with hold(storage, "toy", said.append, poll_s=0.01):
+        said.append("held")
 
 
 def test_a_lock_that_a_killed_process_of_another_machine_held_is_free_at_its_expiry(s3: Storage):
