@@ -52,14 +52,16 @@ def free_bytes() -> int:
 def full_is_said(name: str) -> Iterator[None]:
     """Whatever fails while the temporary folder is full fails because of it, in the words of this process, a child or a library.
 
-    What no longer fitted may be gone again by now. That a root's disk is full is a StorageError already.
+    What no longer fitted may be gone again by now: an error that names no file is one of a library's there. That a root's disk is
+    full is a StorageError already.
     """
     try:
         yield
     except (StorageError, ComeAgain):
         raise
     except Exception as error:
-        free, did_not_fit = free_bytes(), isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        free = free_bytes()
+        did_not_fit = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
         if free >= FULL_BYTES and not did_not_fit:
             raise
         raise StorageError(
