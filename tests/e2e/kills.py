@@ -37,6 +37,8 @@ from tests.e2e.test_smoke import MARK, digests, marked, plans
 
 GONE_S = 20
 """Until no process of a killed run is left: the kernel ends ranks at once, Ray's notice within seconds that their driver is gone."""
+RAY_GONE_S = 150
+"""The same where Ray may have been killed while it started: its two agents look for the rest of it, mostly for 11 s, two minutes once."""
 
 
 FETCHED = "bessemer-fetched"
@@ -58,6 +60,8 @@ class Life:
     back_s: list[float] = field(default_factory=list)
     hits: list[tuple[str, str]] = field(default_factory=list)
     late: int = 0
+    gone_s: float = 0.0
+    """The longest until nothing of a killed run was left."""
 
     def run(self, moment: Moment) -> bool:
         """A run until `moment` says to kill it, or to its end; whether it ended by itself."""
@@ -75,12 +79,12 @@ class Life:
         finally:
             if killed:  # or this program itself is being ended
                 process.kill()
-        status = process.wait()
-        self.seconds += time.monotonic() - began
+        status, ended = process.wait(), time.monotonic()
+        self.seconds += ended - began
         reader.join()
         if not killed and status:
             sys.exit(f"a run ended with {status}:\n" + "".join(text for _, text in said[-30:]))
-        self._nothing_stays(mark)
+        self._nothing_stays(mark, ended)
         cached = [at for at, text in said if " cached " in text]
         if self.hits and cached:
             self.back_s.append(cached[-1])
@@ -88,12 +92,13 @@ class Life:
             self.hits.append(self._where(len(self.storage.list("runs/")) > records))
         return not killed
 
-    def _nothing_stays(self, mark: str) -> None:
-        deadline = time.monotonic() + GONE_S
+    def _nothing_stays(self, mark: str, ended: float) -> None:
+        limit = GONE_S if self.workers == 1 else RAY_GONE_S
         while left := list(marked(mark)):
-            if time.monotonic() > deadline:
-                sys.exit(f"{GONE_S} s after the kill there are still {[process.cmdline()[:4] for process in left]}")
+            if time.monotonic() - ended > limit:
+                sys.exit(f"{limit} s after the kill there are still {[process.cmdline()[:4] for process in left]}")
             time.sleep(0.1)
+        self.gone_s = max(self.gone_s, time.monotonic() - ended)
 
     def published(self, stage: str, fingerprint: str) -> bool:
         return any("/manifest-" in entry.path for entry in self.storage.list(f"artifacts/{stage}/{fingerprint}/"))
@@ -198,6 +203,7 @@ def report(what: str, lives: list[Life], place: "Places", seed: int) -> int:
             back = [seconds for life in mine for seconds in life.back_s]
             rows.append({"store": store, "roots": len(mine), "kills": kills, "undisturbed_s": undisturbed, "lost_s": lost})
             print(f"| {store} | {len(mine)} | {kills} | {undisturbed:.0f} | {lost:.1f} | {sum(back) / max(1, len(back)):.1f} |")
+    print(f"\n{max(life.gone_s for life in lives):.1f} s after a run ended, at most, none of its processes was left")
     print(f"\n{len(differing)} differing digests" + "".join(f"\n  {line}" for line in differing))
     conditions = {"cores": os.cpu_count(), "python": platform.python_version(), "commit": commit(), "seed": seed, "workers": place.workers}
     print(json.dumps({"kills": sum(hits.values()), "differing": len(differing), "stores": rows, "conditions": conditions}))
