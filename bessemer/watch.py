@@ -18,7 +18,8 @@ from typing import Any
 from bessemer import processes
 from bessemer.api import Api
 from bessemer.environment import prepare_environment
-from bessemer.services import POOL, Place, running_api, ui, worker_is_up
+from bessemer.place import POOL, Place, ui
+from bessemer.services import running_api, worker_is_up
 from contract.errors import PipelineError
 
 EVENT_MARKS = ("●", "▪", "prefect.flow-run.")  # how the lines of `--watch` begin that are not about the run as a whole

@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from imds import Metadata, MetadataDown
 
 from bessemer.api import Api
-from bessemer.services import code_digest
+from bessemer.starting import code_digest
 from contract.errors import InputError, PipelineError
 
 HOME = Path(__file__).resolve().parents[1]
