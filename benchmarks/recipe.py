@@ -31,6 +31,7 @@ RECIPES: dict[str, list[str]] = {
     "vocabulary 2,048": ["tokenizer.vocab_size=2048"],
     "vocabulary 8,192": ["tokenizer.vocab_size=8192"],
     "steps of 2,048 tokens": ["train.global_batch_tokens=2048"],
+    "64 wide, steps of 2,048 tokens": [NARROW, "train.global_batch_tokens=2048"],
     "AdamW 3e-3": ["train.optimizer=adamw", "train.learning_rate=0.003", "train.embedding_learning_rate=null"],
     "Muon 0.04": ["train.learning_rate=0.04"],
 }

@@ -26,7 +26,7 @@ from tasks.stage import Output, stage
 from training.config import EngineName, TrainConfig
 from training.options import Place
 
-SECONDS_A_TRIAL = 1.0
+SECONDS_A_TRIAL = 2.5
 BYTES_A_RANK = 2**30
 """A rank of a small model with torch in it; 0.8 to 1.0 GB on two cores (2026-11-21)."""
 BYTES_FOR_OTHERS = 3 * 2**30
@@ -91,7 +91,7 @@ def _kind(config: Speed, storage: Storage) -> dict[str, str]:
     return Machine.here().kind() | {"torch": version("torch")}
 
 
-@stage(version=1, config=_speed, external=_kind, exclusive=True)
+@stage(version=2, config=_speed, external=_kind, exclusive=True)
 def calibrate(config: Speed, out: Output) -> Ledger:
     """calibration.json: the fastest place of those tried, and what a step costs there, fixed and by token.
 
