@@ -30,10 +30,11 @@ RECIPES: dict[str, list[str]] = {
     "192 wide, 4 layers": [WIDE],
     "vocabulary 2,048": ["tokenizer.vocab_size=2048"],
     "vocabulary 8,192": ["tokenizer.vocab_size=8192"],
-    "steps of 2,048 tokens": ["train.global_batch_tokens=2048"],
-    "64 wide, steps of 2,048 tokens": [NARROW, "train.global_batch_tokens=2048"],
+    "steps of 4,096 tokens": ["train.global_batch_tokens=4096"],
+    "64 wide, steps of 4,096 tokens": [NARROW, "train.global_batch_tokens=4096"],
     "AdamW 3e-3": ["train.optimizer=adamw", "train.learning_rate=0.003", "train.embedding_learning_rate=null"],
-    "Muon 0.04": ["train.learning_rate=0.04"],
+    "Muon 0.02": ["train.learning_rate=0.02"],
+    "embeddings 0.01": ["train.embedding_learning_rate=0.01"],
 }
 ALWAYS = [
     "train.validation_every=1000000",
