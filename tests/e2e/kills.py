@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -154,6 +155,7 @@ def chained(place: "Places", seed: int) -> int:
                 shutil.rmtree(place.folder / "disk-0" / "artifacts" / late / key, ignore_errors=True)
             share /= 2
             life.late += 1
+        assert life.hits[-1][0] == stage, f"meant for {stage}, killed in {life.hits[-1][0]}"
         print(f"{stage:<20} killed: {life.hits[-1][1]}", flush=True)
         before = stage
     life.run(to_its_end)
@@ -164,12 +166,17 @@ def chained(place: "Places", seed: int) -> int:
 def inside(life: Life, before: str, seconds: float) -> Moment:
     def moment(process: subprocess.Popen[str], said: list[tuple[float, str]]) -> bool:
         while process.poll() is None:
-            if any(text.startswith(f"{before} ") for _, text in said) if before else life.storage.list("runs/"):
+            if any(is_end_of(before, text) for _, text in said) if before else life.storage.list("runs/"):
                 break
             time.sleep(0.005)
         return after(seconds)(process, said)
 
     return moment
+
+
+def is_end_of(stage: str, line: str) -> bool:
+    """Whether it is the stage's last line, not its progress or a note."""
+    return re.match(rf"{stage} .* (ran|cached|resumed) +[0-9a-f]{{12}}\b", line) is not None
 
 
 def at_random(place: "Places", kills: int, seed: int, mean_s: float, stores: list[str]) -> int:
