@@ -16,7 +16,7 @@ from server import prepare
 from worlds import Server
 
 from bessemer.api import GPU_QUEUES
-from bessemer.services import code_digest
+from bessemer.starting import code_digest
 from contract.errors import InputError
 
 ROOT = Path(__file__).parents[2]
