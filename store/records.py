@@ -35,12 +35,16 @@ class RunRecord:
 
     @classmethod
     def begin(cls, storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> "RunRecord":
+        record = cls.unwritten(storage, flow, preset, overrides)
+        record._write()
+        return record
+
+    @classmethod
+    def unwritten(cls, storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> "RunRecord":
         now = storage.now()
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{secrets.token_hex(4)}"
         value = {"flow": flow, "preset": preset, "overrides": overrides, "started": now, "ended": None, "state": "running", "message": ""}
-        record = cls(storage, f"{FOLDER}{name}.json", value)
-        record._write()
-        return record
+        return cls(storage, f"{FOLDER}{name}.json", value)
 
     def used(self, artifact: Artifact, state: str) -> None:
         """Note an artifact that the run made or reused, before anything reads it."""
@@ -60,9 +64,10 @@ class RunRecord:
 @contextlib.contextmanager
 def recorded(storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> Iterator[RunRecord]:
     """A record of the block: `completed`, or how it ended. What the block raises goes on; a record that cannot end stays `running`."""
-    record = RunRecord.begin(storage, flow, preset, overrides)
-    _open.append(record)
+    record = RunRecord.unwritten(storage, flow, preset, overrides)
+    _open.append(record)  # before it is written: a signal in between would leave it `running`
     try:
+        record._write()
         yield record
     except BaseException as error:
         with contextlib.suppress(PipelineError, OSError):
