@@ -35,12 +35,7 @@ class RunRecord:
 
     @classmethod
     def begin(cls, storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> "RunRecord":
-        record = cls.unwritten(storage, flow, preset, overrides)
-        record._write()
-        return record
-
-    @classmethod
-    def unwritten(cls, storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> "RunRecord":
+        """Not written before `used` or `end`, so that whoever ends open records on a signal may know of it first."""
         now = storage.now()
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{secrets.token_hex(4)}"
         value = {"flow": flow, "preset": preset, "overrides": overrides, "started": now, "ended": None, "state": "running", "message": ""}
@@ -64,7 +59,7 @@ class RunRecord:
 @contextlib.contextmanager
 def recorded(storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> Iterator[RunRecord]:
     """A record of the block: `completed`, or how it ended. What the block raises goes on; a record that cannot end stays `running`."""
-    record = RunRecord.unwritten(storage, flow, preset, overrides)
+    record = RunRecord.begin(storage, flow, preset, overrides)
     _open.append(record)  # before it is written: a signal in between would leave it `running`
     try:
         record._write()
