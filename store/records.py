@@ -68,9 +68,10 @@ def recorded(storage: Storage, flow: str, preset: str, overrides: dict[str, Any]
         with contextlib.suppress(PipelineError, OSError):
             record.end(*_ending(error))
         raise
+    else:
+        record.end("completed")
     finally:
-        _open.remove(record)
-    record.end("completed")
+        _open.remove(record)  # after its end is written, for the same reason
 
 
 def end_open(state: str, message: str = "") -> None:
