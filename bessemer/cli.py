@@ -148,6 +148,7 @@ def _stop_once_on_sigterm() -> None:
     No exception then: raised in the middle of whatever runs, it may meet an `except Exception` (an optional import has one), and
     the run would go on to its end.
     """
+    from contract.processes import kill_below
     from store.records import CHECKPOINTED, end_open
     from tasks.launch import ask_to_stop
 
@@ -157,6 +158,7 @@ def _stop_once_on_sigterm() -> None:
             os.write(2, b"bessemer: stopped; the same command goes on from here\n")
             signal.signal(signal.SIGALRM, lambda *_: os._exit(ComeAgain.exit_code))
             signal.alarm(8)  # a store that does not answer
+            kill_below()
             end_open(*CHECKPOINTED)
             os._exit(ComeAgain.exit_code)
 

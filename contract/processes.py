@@ -1,5 +1,6 @@
 """Child processes that end with us, by whatever we end: kill -9, SIGTERM, `os._exit`. The kernel sees to it (Linux)."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from contract.errors import StageFailed
 
@@ -34,3 +37,10 @@ def run_tool(command: Sequence[object], input: bytes | None = None) -> None:
         error = StageFailed(f"{Path(words[0]).name} ended with {done.returncode} and said: {said}")
         error.add_note(" ".join(words))  # for the traceback in the log: the message is what a person reads in the UI
         raise error
+
+
+def kill_below() -> None:
+    """SIGKILL to all below this process, for one that leaves by `os._exit`: by itself Ray takes up to a minute to see that it is alone."""
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            each.kill()

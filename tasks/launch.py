@@ -280,7 +280,7 @@ def _finish(children: Children, out: Output) -> None:
     # in its last moment ends with 0, and is stopped all the same: nobody asks a second time.
     may_come_again = (0, COME_AGAIN, -signal.SIGTERM) if children.is_stopping else (0, COME_AGAIN)
     if all(status in may_come_again for status in statuses):
-        raise ComeAgain("checkpointed; run it again to go on")
+        raise ComeAgain("checkpointed; the same command goes on from here")
     own = [] if children.killed else children.errors
     kind, sentence = own[-1] if own else ("", _last_words(children, statuses, out))
     if kind in OUT_OF_MEMORY:

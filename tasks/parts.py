@@ -9,7 +9,6 @@ import logging
 import os
 import queue
 import secrets
-import signal
 import sys
 import threading
 import time
@@ -204,7 +203,7 @@ def start_ray(run: RunOptions) -> bool:
     if ray.is_initialized():
         return False
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of its token at every start
-    before = signal.getsignal(signal.SIGTERM)
+    _leave_sigterm_alone()
     own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
     try:
         ray.init(
@@ -220,8 +219,6 @@ def start_ray(run: RunOptions) -> bool:
             f"no Ray cluster answers at run.ray_address {run.ray_address} ({str(error).splitlines()[0]}). Start one there by "
             "`ray start --head` and have this machine join it, or leave run.ray_address out."
         ) from error
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which ends the process without a checkpoint
     if not run.ray_address:
         SESSION.append(str(ray.nodes()[0]["RayletSocketName"]))
     _hear_workers()
@@ -233,6 +230,15 @@ def start_ray(run: RunOptions) -> bool:
     for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
     return True
+
+
+def _leave_sigterm_alone() -> None:
+    """Ray's driver answers SIGTERM itself from its start on, in Python and in C++ (2.60): the process would end as if it had crashed, its
+    run's record left `running`. The second has a setting, but one that is read at import."""
+    from ray._private import ray_constants, utils
+
+    utils.set_sigterm_handler = lambda _: None
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
 
 
 def _schedule_promptly() -> None:

@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Completed, Failed
 
 from contract.errors import ComeAgain, PipelineError, TransientError, said
+from contract.processes import kill_below
 from evaluation.charts import as_image, curve
 from store.artifact import Artifact
 from store.records import CHECKPOINTED, end_open
@@ -167,6 +168,7 @@ def _exit(state: str, message: str) -> NoReturn:
     """The server knows; the run's record in the store is told as well, unless that takes too long."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.alarm(SETTLE_S)
+    kill_below()
     end_open(state, message)
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, and a terminal that closes, in the middle of data work by Ray and of training: nothing is left, and the next run goes on."""
+"""Ctrl-C, a closed terminal and SIGTERM in the middle of data work by Ray and of training: nothing is left, and the next run goes on."""
 
 import contextlib
 import fcntl
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bessemer import processes
+from store.records import records
 from store.storage import Storage
 from tests.e2e.conftest import ROOT, command, run
 from tests.e2e.installation import at_work, on_demand
@@ -26,19 +27,21 @@ AT_WORK = [("deduplicate", "gcs_server"), ("deduplicate", "ray::"), ("score_perp
 
 
 @pytest.mark.parametrize(("stage", "program"), AT_WORK, ids=[program.strip(":") for _, program in AT_WORK])
-@pytest.mark.parametrize("closes", [False, True], ids=["ctrl-c", "closed"])
-def test_a_stopped_foreground_run_leaves_no_process_and_goes_on(undisturbed: Storage, stage: str, program: str, closes: bool):
+@pytest.mark.parametrize(
+    ("how", "status", "state"), [("ctrl-c", 130, "stopped"), ("closed", 130, "stopped"), ("sigterm", 75, "checkpointed")]
+)
+def test_a_stopped_foreground_run_leaves_no_process_and_goes_on(
+    undisturbed: Storage, stage: str, program: str, how: str, status: int, state: str
+):
     before = digests(undisturbed)
     with Terminal([*command(undisturbed), "--force", stage]) as terminal:
         terminal.wait_for(program)
-        if closes:
-            terminal.close()
-        else:
-            terminal.press(b"\x03")
-        assert terminal.ended(30) == 130, terminal.text()
+        terminal.stop(how)
+        assert terminal.ended(30) == status, terminal.text()
     assert "Traceback" not in terminal.text()
-    assert closes or "stopped; the same command goes on from here" in terminal.text()
+    assert how == "closed" or "the same command goes on from here" in terminal.text()
     terminal.nothing_is_left()
+    assert [record["state"] for _, record in records(undisturbed)][-1] == state
     assert run(undisturbed).returncode == 0
     assert digests(undisturbed) == before
 
@@ -81,8 +84,13 @@ class Terminal:
         if self._is_open:
             self.close()
 
-    def press(self, key: bytes) -> None:
-        os.write(self._ours, key)
+    def stop(self, how: str) -> None:
+        if how == "closed":
+            self.close()
+        elif how == "ctrl-c":
+            os.write(self._ours, b"\x03")
+        else:
+            self._process.terminate()
 
     def close(self) -> None:
         self._is_open = False

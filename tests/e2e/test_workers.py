@@ -148,6 +148,22 @@ def test_down_in_the_middle_of_rays_work_leaves_no_process_and_the_run_goes_on_a
     assert run["state"]["name"] == "Completed" and run["run_count"] == 2, run["state"]
 
 
+@pytest.mark.parametrize("program", ["gcs_server", "ray::Map"])
+def test_a_flow_that_gets_sigterm_while_ray_starts_or_works_is_handed_back_and_goes_on(
+    installed: Installation, undisturbed: Storage, s3: Storage, program: str
+):
+    storage = copied(undisturbed, s3, "deduplicate")
+    id = installed.start("pretrain", **where(storage))
+    assert processes.wait_until(lambda: at_work(program, "BESSEMER_HOME", str(installed.home)) is not None, 120), installed.lines(id)
+    process = psutil.Process(int(installed.run(id)["infrastructure_pid"]))
+    family = [process, *process.children(recursive=True)]
+    process.terminate()
+    assert processes.wait_until(lambda: not any(map(processes.is_alive, family)), 20)
+    run = installed.wait(id, is_final)
+    assert (run["state"]["name"], run["run_count"]) == ("Completed", 2), run["state"]
+    assert [value["state"] for _, value in records(storage)][-2:] == ["checkpointed", "completed"]
+
+
 @pytest.mark.parametrize(("stage", "program"), [("deduplicate", "ray::Map"), ("score_perplexity", "lmplz"), ("pretrain", "training.child")])
 def test_a_run_that_is_cancelled_in_the_ui_leaves_no_process_and_is_not_taken_up_again(
     installed: Installation, undisturbed: Storage, s3: Storage, tmp_path: Path, stage: str, program: str
