@@ -92,7 +92,7 @@ def table(manifests: list[dict], first: float, again: float, peak: int) -> str:
         [
             *lines,
             "",
-            f"whole run {first:.0f} s, of it pretraining {100 * training / first:.1f} %; ingest to mix {until:.0f} s; again {again:.1f} s; "
+            f"whole run {first:.0f} s, of it pretraining {100 * training / first:.1f} %; ingest to mix {until:.1f} s; again {again:.1f} s; "
             f"peak memory {f'{peak / 2**30:.2f} GiB' if peak else 'not sampled'}; "
             f"{figures['claims_held']} of {figures['claims']} claims hold",
             "",

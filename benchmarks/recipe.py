@@ -16,25 +16,36 @@ from pathlib import Path
 
 from bessemer.config import load, parse_set
 from flows.train import body
+from store.artifact import Artifact
 from tasks.runner import PlanRunner
 from tasks.stage import Engine
 
 PROJECT = Path(__file__).parents[1]
-WIDE = "model={hidden_size: 192, intermediate_size: 512, num_layers: 4, num_heads: 3, num_kv_heads: 1, context: 256}"
-MIDDLE = "model={hidden_size: 128, intermediate_size: 352, num_layers: 4, num_heads: 2, num_kv_heads: 1, context: 256}"
-NARROW = "model={hidden_size: 64, intermediate_size: 176, num_layers: 3, num_heads: 2, num_kv_heads: 1, context: 256}"
+
+
+def shaped(hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int) -> list[str]:
+    """The settings of a model of that shape, its keys and values in one head."""
+    sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_layers": num_layers, "num_heads": num_heads}
+    return [f"model.{name}={value}" for name, value in (sizes | {"num_kv_heads": 1}).items()]
+
+
 RECIPES: dict[str, list[str]] = {
     "the preset": [],
-    "64 wide": [NARROW],
-    "128 wide, 4 layers": [MIDDLE],
-    "192 wide, 4 layers": [WIDE],
+    "64 wide": shaped(64, 176, 3, 2),
+    "128 wide, 4 layers": shaped(128, 352, 4, 2),
+    "192 wide, 4 layers": shaped(192, 512, 4, 3),
+    "3 layers of 256": ["model.num_layers=3", "model.intermediate_size=256"],
+    "one table for both ends": ["model.tie_embeddings=true"],
+    "one head of keys and values": ["model.num_kv_heads=1"],
     "vocabulary 2,048": ["tokenizer.vocab_size=2048"],
     "vocabulary 8,192": ["tokenizer.vocab_size=8192"],
+    "steps of 1,024 tokens": ["train.global_batch_tokens=1024", "train.warmup_steps=80"],
     "steps of 4,096 tokens": ["train.global_batch_tokens=4096"],
-    "64 wide, steps of 4,096 tokens": [NARROW, "train.global_batch_tokens=4096"],
     "AdamW 3e-3": ["train.optimizer=adamw", "train.learning_rate=0.003", "train.embedding_learning_rate=null"],
     "Muon 0.02": ["train.learning_rate=0.02"],
     "embeddings 0.01": ["train.embedding_learning_rate=0.01"],
+    "longer momenta": ["train.beta1=0.9", "train.momentum=0.95"],
+    "8.5M tokens to draw from": ["mix.total_tokens=8500000"],
 }
 ALWAYS = [
     "train.validation_every=1000000",
@@ -66,14 +77,20 @@ def run(flow: str, settings: list[str]) -> None:
     )
 
 
-def measure(settings: list[str]) -> dict[str, float]:
-    run("curate", settings)
-    run("train", settings)
+def pretrained(settings: list[str]) -> tuple[Artifact, Artifact]:
+    """The model that a run of the preset with these settings has made, and its blocks."""
     config = load("laptop", dict(parse_set(text) for text in settings))
     runner = PlanRunner(Engine(config.store(), config, config.run, None, "laptop"))  # type: ignore[arg-type]
     artifacts = {planned.stage.name: planned.reuse for planned in (body(runner, config), runner.plans)[1]}
     base, blocks = artifacts["pretrain"], artifacts["mix"]
-    assert base is not None and blocks is not None
+    assert base is not None and blocks is not None, "the root has no finished run of the preset with these settings"
+    return base, blocks
+
+
+def measure(settings: list[str]) -> dict[str, float]:
+    run("curate", settings)
+    run("train", settings)
+    base, blocks = pretrained(settings)
     held = blocks.figures["validation"].values()
     bytes_per_token = sum(row["blocks"] * row["bytes_per_token"] for row in held) / sum(row["blocks"] for row in held)
     return {
