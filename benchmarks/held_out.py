@@ -37,12 +37,15 @@ def main() -> int:
     seen = global_batch(seed, 0, len(mixture), min(len(mixture), int(base.figures["tokens"]) // context))
     held = ids_of(blocks, "validation.parquet", context)
     unseen = np.setdiff1d(np.arange(len(mixture)), seen)
+    if not len(unseen):
+        sys.exit("training saw every block of the mixture; give the run a larger mix.total_tokens, or fewer steps")
     unseen = np.random.default_rng(seed).permutation(unseen)[: len(held)]
+    model = load_folder(base.folder("model"))
     print(f"{len(seen) * context:,} tokens seen, model of {base.figures['parameters']:,} parameters\n")
     print("| text | blocks | bigram, nats a token | model | |\n|---|---|---|---|---|")
-    pairs = bigram(*block_pairs(mixture[np.sort(seen)]), int(mixture.max()) + 1)
+    pairs = bigram(*block_pairs(mixture[np.sort(seen)]), model.shape.vocab_size)
     for name, rows in {"groups held out": held, "groups trained on": mixture[unseen]}.items():
-        other, own = pairs.nats(*block_pairs(rows)).mean(), model_nats(base, rows)
+        other, own = pairs.nats(*block_pairs(rows)).mean(), model_nats(model, rows)
         print(f"| {name} | {len(rows):,} | {other:.3f} | {own:.3f} | {100 * (own / other - 1):+.1f} % |")
     return 0
 
@@ -53,9 +56,8 @@ def ids_of(blocks: Artifact, name: str, context: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def model_nats(base: Artifact, rows: np.ndarray) -> float:
+def model_nats(model: torch.nn.Module, rows: np.ndarray) -> float:
     """Mean nats of the targets of the blocks."""
-    model = load_folder(base.folder("model"))
     ids = [torch.from_numpy(rows[start : start + ROWS]) for start in range(0, len(rows), ROWS)]
     total = sum(float(model(part[:, :-1], targets_BT=part[:, 1:])) for part in ids)
     return total / rows[:, 1:].size

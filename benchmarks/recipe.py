@@ -83,7 +83,8 @@ def pretrained(settings: list[str]) -> tuple[Artifact, Artifact]:
     runner = PlanRunner(Engine(config.store(), config, config.run, None, "laptop"))  # type: ignore[arg-type]
     artifacts = {planned.stage.name: planned.reuse for planned in (body(runner, config), runner.plans)[1]}
     base, blocks = artifacts["pretrain"], artifacts["mix"]
-    assert base is not None and blocks is not None, "the root has no finished run of the preset with these settings"
+    if base is None or blocks is None:
+        sys.exit(f"{config.store().uri} has no finished run of the laptop preset with these settings; run it there first")
     return base, blocks
 
 

@@ -1,4 +1,4 @@
-"""Child processes that end with us, by whatever we end: kill -9, SIGTERM, `os._exit`. The kernel sees to it (Linux)."""
+"""Child processes that end with us, by whatever we end: kill -9, SIGTERM, `os._exit`. The kernel sees to it (Linux), or `kill_below`."""
 
 import contextlib
 import ctypes
