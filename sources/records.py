@@ -23,8 +23,10 @@ MOST_VALUES = 2**20
 """A line of JSON has no more values: each may take 290 bytes of memory for 3 bytes of text, as in [],[]."""
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 BATCH_ROWS, BATCH_BYTES = 256, 128 * 2**20
-MOST_PAGE_BYTES, LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION = 512 * 2**20, 128 * 2**20, 20
-"""A page is decompressed whole. Arrow's own writer makes one of 1,024 books, 300 MB, which is no bomb: text compresses by 3 to 20."""
+LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION = 128 * 2**20, 20  # text compresses by 2 to 20
+MOST_HELD_BYTES, ROW_BYTES = 850 * 2**20, 380 * 2**20
+"""A page is held whole, as stored and decompressed, beside what is made of it: its only text, or a row of 64 MiB as the string of it,
+which takes five times that. Arrow's own writer makes a page of 1,024 books, 300 MB and more, which is read where it compresses by 2."""
 PLAIN = (str, int, float, bool)
 
 
@@ -117,35 +119,37 @@ def read_parquet(
 ) -> Iterator[Row]:
     """A row a table row, of the row groups that start in [start, end). Offsets and locators count rows from the file's first.
 
-    Memory: about four times the largest page of a row group, or a batch of 128 MiB.
+    Memory: at most 850 MiB and what the process takes by itself, at the default `max_record_bytes`.
     """
     first, grown, most = 0, 0, BOMB_FLOOR + max_expansion * handle.seek(0, os.SEEK_END)
     try:
         file = pq.ParquetFile(handle, buffer_size=2**20)  # without it a column of a row group is fetched whole
         fields = {field.name: field.type for field in file.schema_arrow}
-        if source.text_field not in fields:
+        if (fault := _no_text(fields, source.text_field)) is not None:
             if start == 0:  # said once, by the first split
-                yield Unreadable(path, 0, f"no column {source.text_field!r}; it has {', '.join(fields)} (text_field)", b"")
+                yield Unreadable(path, 0, fault, b"")
             return
-        columns = [name for name, kind in fields.items() if name == source.text_field or _is_small(kind)]
+        columns = [name for name, kind in fields.items() if _is_string(kind) or pa.types.is_primitive(kind)]
         for index, group in enumerate(row_groups(handle)):
-            if start <= group.chunks[0].offset and (end is None or group.chunks[0].offset < end):
-                size, stored = _page_bytes(handle, group, columns)
-                if size > MOST_PAGE_BYTES or size > max(LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION * stored):
-                    yield Unreadable(path, first, _too_large(size, stored, group.rows), b"")
-                    first += group.rows
-                    continue
-                rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
-                for batch in file.iter_batches(rows, row_groups=[index], columns=columns):
-                    for row in _rows(batch, path, first, source, max_bytes):
-                        grown += len(row.text) if isinstance(row, Document) else 0
-                        if grown > most:
-                            yield Unreadable(path, first, GROWS.format(max_expansion), b"")
-                            return
-                        yield row
-                    first += batch.num_rows
-            else:
+            if start > group.chunks[0].offset or (end is not None and group.chunks[0].offset >= end):
                 first += group.rows
+                continue
+            size, stored = _page_bytes(handle, group, columns)
+            if size + stored + max(size, ROW_BYTES) > MOST_HELD_BYTES or size > max(LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION * stored):
+                yield Unreadable(path, first, _too_large(size, stored, group.rows), b"")
+                first += group.rows
+                continue
+            rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
+            for batch in file.iter_batches(rows, row_groups=[index], columns=columns):
+                if size > BATCH_BYTES:
+                    pa.default_memory_pool().release_unused()  # of the batch before: each reserves what is left of its page
+                lengths = _row_bytes(batch)
+                grown += sum(length for length in lengths if length <= max_bytes)
+                if grown > most:
+                    yield Unreadable(path, first, GROWS.format(max_expansion), b"")
+                    return
+                yield from (_row(batch, row, length, path, first + row, source, max_bytes) for row, length in enumerate(lengths))
+                first += batch.num_rows
     except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the content
@@ -165,28 +169,33 @@ def _page_bytes(handle: BinaryIO, group: RowGroup, columns: list[str]) -> tuple[
     return sum(size for size, _ in pages), sum(stored for _, stored in pages)
 
 
-def _is_small(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_primitive(kind)
+def _no_text(fields: dict[str, pa.DataType], name: str) -> str | None:
+    """Why the column `name` has no texts; None where it has."""
+    if name not in fields:
+        return f"no column {name!r}; it has {', '.join(fields)} (text_field)"
+    return None if _is_string(fields[name]) else f"its column {name!r} is of {fields[name]}, not of strings (text_field)"
 
 
-def _rows(batch: pa.RecordBatch, path: str, first: int, source: Source, max_bytes: int) -> Iterator[Row]:
-    for index, length in enumerate(_lengths(batch.column(source.text_field))):
-        if length > max_bytes:
-            reason = f"a text of {length:,} characters, over {max_bytes:,} (ingest.max_record_bytes)"
-            yield Unreadable(path, first + index, reason, b"")
-            continue
-        try:
-            record = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
-        except (UnicodeDecodeError, ValueError, OverflowError) as error:
-            yield Unreadable(path, first + index, f"a row that cannot be read: {error}", b"")
-            continue
-        yield _document(record, path, first + index, source, str(record[source.text_field])[:HEAD_BYTES].encode("utf-8", "replace"))
+def _is_string(kind: pa.DataType) -> bool:
+    own = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(own) or pa.types.is_large_string(own) or pa.types.is_string_view(own)
 
 
-def _lengths(texts: pa.Array) -> list[int]:
-    """The characters of each text, before strings are made of them; 0 of what is none."""
-    if pa.types.is_dictionary(texts.type):
-        texts = texts.dictionary_decode()
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        return [0] * len(texts)
-    return [length or 0 for length in pc.utf8_length(texts).to_pylist()]
+def _row(batch: pa.RecordBatch, index: int, length: int, path: str, at: int, source: Source, max_bytes: int) -> Row:
+    if length > max_bytes:
+        return Unreadable(path, at, f"a row of {length:,} bytes, over {max_bytes:,} (ingest.max_record_bytes)", b"")
+    try:
+        record = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+    except (UnicodeDecodeError, ValueError, OverflowError) as error:
+        return Unreadable(path, at, f"a row that cannot be read: {error}", b"")
+    return _document(record, path, at, source, str(record[source.text_field])[:HEAD_BYTES].encode("utf-8", "replace"))
+
+
+def _row_bytes(batch: pa.RecordBatch) -> list[int]:
+    """The bytes of each row's strings, before any is made."""
+    lengths = [0] * batch.num_rows
+    for column in batch.columns:
+        if _is_string(column.type):
+            own = pc.binary_length(column.cast(pa.large_string())).to_pylist()
+            lengths = [length + (more or 0) for length, more in zip(lengths, own, strict=True)]
+    return lengths

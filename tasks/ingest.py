@@ -36,7 +36,7 @@ def source_digests(config: IngestIdentity, storage: Storage) -> dict[str, str]:
 
 
 @stage(
-    version=1,
+    version=2,
     config=lambda c: IngestIdentity.of(c.sources, c.ingest, c.storage.endpoint_url),
     rows="out",
     external=source_digests,

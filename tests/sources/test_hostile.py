@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import subprocess
 import sys
 import zlib
@@ -126,13 +127,44 @@ def test_a_text_in_a_dictionary_of_parquet_is_not_made_many_times(tmp_path: Path
     assert peak < GIBIBYTE and said in kinds[-1]
 
 
-def test_a_page_of_a_thousand_books_is_no_bomb_and_costs_less_than_a_gibibyte(tmp_path: Path) -> None:
+def noise(mebibytes: int) -> str:
+    """ASCII that packs by an eighth: random, and repeated only farther apart than Zstandard looks back at its fast levels."""
+    block = random.Random(1).randbytes(8 * 2**20).translate(bytes(range(128)) * 2)
+    return (block * (mebibytes // 8 + 1))[: mebibytes * 2**20].decode()
+
+
+PAGES = {
+    "a thousand books": (lambda: [random.Random(row).randbytes(150_000).hex() for row in range(700)], "document"),
+    "one text that packs by five, among short ones": (lambda: ["a", noise(72) + "a" * (312 * 2**20), "b"], "document"),
+    "the longest texts taken, with a wide character": (lambda: ["\U0001f600" + noise(64)[:-4]] * 3 + [noise(56)], "document"),
+    "more than is held": (lambda: [noise(264)], "pages of 276,824,0"),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_as_large_as_is_read_costs_less_than_a_gibibyte_whatever_it_holds(tmp_path: Path, name: str) -> None:
     """As pyarrow writes it: 1,024 texts a page, however long."""
-    texts = [random.Random(row).randbytes(150_000).hex() for row in range(700)]
-    pq.write_table(pa.table({"text": texts}), tmp_path / "f", compression="zstd")
-    del texts
+    texts, said = PAGES[name]
+    pq.write_table(pa.table({"text": texts()}), tmp_path / "f", compression="zstd", compression_level=1, use_dictionary=False)
     peak, kinds = peak_bytes(tmp_path, "parquet")
-    assert peak < GIBIBYTE and kinds == ["document"]
+    assert peak < GIBIBYTE and said in kinds[0], f"{peak / 2**20:.0f} MiB, {(tmp_path / 'f').stat().st_size:,} bytes stored"
+
+
+def test_a_row_is_as_long_as_all_of_its_strings(tmp_path: Path) -> None:
+    """Else a column beside the text would be made a string of five times its bytes."""
+    columns = {"text": ["a", "b"], "notes": ["\U0001f600" + noise(80), "short"]}
+    pq.write_table(pa.table(columns), tmp_path / "f", compression="zstd")
+    peak, kinds = peak_bytes(tmp_path, "parquet")
+    assert peak < GIBIBYTE / 2 and kinds == ["a row of 83,886,085 bytes, over 67,108,864 (ingest.max_record_bytes)", "document"]
+
+
+@pytest.mark.parametrize("column", [pa.array([[1] * 10**7]), pa.array([b"a" * 10**7]), pa.array([None])], ids=["lists", "bytes", "null"])
+def test_a_column_of_no_strings_is_said_once(tmp_path: Path, column: pa.Array) -> None:
+    """Ten million numbers would be as many objects."""
+    pq.write_table(pa.table({"text": column}), tmp_path / "f")
+    peak, kinds = peak_bytes(tmp_path, "parquet")
+    (said,) = kinds
+    assert peak < GIBIBYTE / 4 and re.fullmatch(r"its column 'text' is of \S.*, not of strings \(text_field\)", said)
 
 
 @given(

@@ -161,6 +161,18 @@ def test_no_damage_to_parquet_makes_its_reader_raise(number: int, places: list, 
     assert len(rows(bytes(data), "parquet")) <= 5
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_strings_of_every_kind_are_read_in_every_column(kind: pa.DataType) -> None:
+    """pandas writes a category as a dictionary."""
+    columns = {name: pa.array([f"{name} ä", None]).cast(kind) for name in ("text", "repository", "license", "note")}
+    pq.write_table(pa.table(columns), sink := io.BytesIO())
+    labels = Source(uri="x", domain="web", group_field="repository", license_field="license")
+    file = SourceFile("f", "parquet", 1, "f")
+    document, unreadable = read(file, labels, IngestConfig(), sink)
+    assert document == Document("f:0", "text ä", "repository ä", "license ä", {"note": "note ä"})
+    assert isinstance(unreadable, Unreadable) and unreadable.reason == "its text is null, not a string"
+
+
 @settings(max_examples=40, deadline=None)
 @given(points=st.lists(st.integers(0, 10**5), max_size=6), group=st.integers(1, 5))
 def test_any_splits_of_parquet_give_its_rows_once(points: list[int], group: int) -> None:
