@@ -6,11 +6,15 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import NamedTuple
 
 from sources.streams import StreamFault
 
 LEAST_WORDS = 4
+MOST_TOKENS = 2**19
+"""A syntax tree takes up to a kilobyte a token, as in lines of a single letter. The largest module of pandas has 170,000."""
+TOKEN = re.compile(r"\w+|[^\w ]")  # and words and marks in strings and comments: f-strings have trees in them
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -36,7 +40,9 @@ def without_collector() -> Iterator[None]:
 
 
 def parse(text: str) -> ast.Module:
-    """The syntax tree. Raises StreamFault for what is no Python of this version."""
+    """The syntax tree. Raises StreamFault for what is no Python of this version, or too much of it."""
+    if len(text) > MOST_TOKENS and next(islice(TOKEN.finditer(text), MOST_TOKENS, None), None):
+        raise StreamFault(f"Python source of more than {MOST_TOKENS:,} words and marks, of which no tree is made")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

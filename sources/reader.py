@@ -105,6 +105,8 @@ def _whole(file: SourceFile, source: Source, limits: IngestConfig, handle: Binar
     data = b""
     try:
         data = read_whole(handle, file.compression, limits.max_record_bytes, limits.max_expansion)
+        if file.form in PARSED and len(data) > MOST_PARSED_BYTES:
+            raise StreamFault(f"a {file.form} file of {len(data):,} bytes; at most {MOST_PARSED_BYTES:,} are parsed")
         for document in FORMS[file.form](file, source, data):
             document.text.encode()  # a lone surrogate can be written nowhere
             yield document if document.text.strip() else Blank(document.locator)
@@ -175,3 +177,5 @@ FORMS: dict[str, Callable[[SourceFile, Source, bytes], Iterator[Document]]] = {
     "docstrings": _docstrings,
     "questions": _questions,
 }
+PARSED = FORMS.keys() - {"txt", "md", "python"}
+MOST_PARSED_BYTES = 12 * 2**20  # parsing takes up to 60 times as much

@@ -16,7 +16,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sources.docstrings import MOST_TOKENS
 from sources.pages import largest_page, row_groups
+from sources.reader import MOST_PARSED_BYTES
 
 PROJECT = Path(__file__).parents[2]
 UNCLOSED = {
@@ -78,7 +80,7 @@ file = SourceFile("f", {form!r}, 1, path, compression={compression!r})
 kinds = []
 with open(path, "rb") as handle:
     for row in read(file, Source(uri="x", domain="web"), IngestConfig(), handle):
-        kinds.append(getattr(row, "reason", "document").replace("\\n", " "))
+        kinds.append(getattr(row, "reason", type(row).__name__).replace("\\n", " "))
         del row
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 print("\\n".join(kind for kind, _ in itertools.groupby(kinds)))
@@ -99,14 +101,14 @@ def test_a_bomb_of_half_a_gigabyte_stays_small(tmp_path: Path, compression: str)
             out.write(pack.compress(b"\n"))
         out.write(pack.flush())
     peak, kinds = peak_bytes(tmp_path, "jsonl", compression)
-    assert peak < GIBIBYTE and "bomb" in kinds[-1] and "document" not in kinds
+    assert peak < GIBIBYTE and "bomb" in kinds[-1] and "Document" not in kinds
 
 
 LONGEST = 64 * 2**20
 LINES = {
     "lists": ('{"text": "x", "a": [', "[],", "[]]}", "JSON values"),
     "strings": ('{"text": "x", "a": [', '"",', '""]}', "JSON values"),
-    "one text with brackets and a wide character": ('{"text": "\U0001f600', "[],", '"}', "document"),
+    "one text with brackets and a wide character": ('{"text": "\U0001f600', "[],", '"}', "Document"),
 }
 
 
@@ -116,6 +118,27 @@ def test_the_longest_line_taken_costs_less_than_a_gibibyte_whatever_it_holds(tmp
     (tmp_path / "f").write_text(head + unit * ((LONGEST - 64) // len(unit)) + tail + "\n")
     peak, kinds = peak_bytes(tmp_path, "jsonl")
     assert peak < GIBIBYTE and len(kinds) == 1 and said in kinds[0]
+
+
+LARGEST = {"html": b"ab\n", "man": b".SH a\n", "metadata": b"a:\n", "docstrings": b"a\n"}
+
+
+@pytest.mark.parametrize("form", LARGEST)
+def test_the_largest_file_that_is_parsed_costs_less_than_a_gibibyte(tmp_path: Path, form: str) -> None:
+    """Of many small things, with a character that makes every other one four bytes wide."""
+    many = LARGEST[form] * ((MOST_TOKENS // 2 if form == "docstrings" else MOST_PARSED_BYTES // len(LARGEST[form])) - 10)
+    (tmp_path / "f").write_bytes((many + b"#\xf0\x9f\x98\x80").ljust(MOST_PARSED_BYTES))
+    peak, kinds = peak_bytes(tmp_path, form)
+    assert peak < GIBIBYTE and kinds == ["Blank" if form == "docstrings" else "Document"]
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "said"), [("html", MOST_PARSED_BYTES, "are parsed"), ("questions", MOST_TOKENS, "words and marks")]
+)
+def test_what_is_too_large_to_be_parsed_is_not(tmp_path: Path, form: str, size: int, said: str) -> None:
+    (tmp_path / "f").write_bytes(b"a\n" * (size // 2 + 1))
+    peak, kinds = peak_bytes(tmp_path, form)
+    assert peak < GIBIBYTE / 4 and len(kinds) == 1 and said in kinds[0]
 
 
 @pytest.mark.parametrize(("megabytes", "said"), [(30, "bomb"), (140, "pages of 146,8")])
@@ -134,9 +157,9 @@ def noise(mebibytes: int) -> str:
 
 
 PAGES = {
-    "a thousand books": (lambda: [random.Random(row).randbytes(150_000).hex() for row in range(700)], "document"),
-    "one text that packs by five, among short ones": (lambda: ["a", noise(72) + "a" * (312 * 2**20), "b"], "document"),
-    "the longest texts taken, with a wide character": (lambda: ["\U0001f600" + noise(64)[:-4]] * 3 + [noise(56)], "document"),
+    "a thousand books": (lambda: [random.Random(row).randbytes(150_000).hex() for row in range(700)], "Document"),
+    "one text that packs by five, among short ones": (lambda: ["a", noise(72) + "a" * (312 * 2**20), "b"], "Document"),
+    "the longest texts taken, with a wide character": (lambda: ["\U0001f600" + noise(64)[:-4]] * 3 + [noise(56)], "Document"),
     "more than is held": (lambda: [noise(264)], "pages of 276,824,0"),
 }
 
@@ -155,7 +178,7 @@ def test_a_row_is_as_long_as_all_of_its_strings(tmp_path: Path) -> None:
     columns = {"text": ["a", "b"], "notes": ["\U0001f600" + noise(80), "short"]}
     pq.write_table(pa.table(columns), tmp_path / "f", compression="zstd")
     peak, kinds = peak_bytes(tmp_path, "parquet")
-    assert peak < GIBIBYTE / 2 and kinds == ["a row of 83,886,085 bytes, over 67,108,864 (ingest.max_record_bytes)", "document"]
+    assert peak < GIBIBYTE / 2 and kinds == ["a row of 83,886,085 bytes, over 67,108,864 (ingest.max_record_bytes)", "Document"]
 
 
 @pytest.mark.parametrize("column", [pa.array([[1] * 10**7]), pa.array([b"a" * 10**7]), pa.array([None])], ids=["lists", "bytes", "null"])
