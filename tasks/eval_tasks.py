@@ -15,12 +15,12 @@ from sources.config import IngestConfig
 from sources.lines import LineFile
 from sources.streams import compression_of
 from store.artifact import Artifact
-from store.digests import digest_of_bytes, digest_of_file
+from store.digests import digest_of_file
 from store.storage import LocalStorage, Storage, open_root
 from tasks.parts import Part, PartWriter, map_parts
 from tasks.stage import Output, stage
 
-MOST_ITEM_BYTES = 2**20  # as JSON, 30 MB of memory at most
+MOST_ITEM_BYTES, MOST_BYTES = 2**20, 24 * 2**20  # of JSON, which takes up to 30 times as much memory
 
 
 def _task_files(config: ItemsConfig, storage: Storage) -> dict[str, str]:
@@ -81,17 +81,21 @@ def _digest(task: NamedTask, storage: Storage) -> str:
     root, name = _place(task, storage)
     local = root.local(name)
     try:
-        return digest_of_file(local) if local is not None else digest_of_bytes(root.read(name))
+        return digest_of_file(local) if local is not None else root.digest(name)
     except OSError as error:
         raise InputError(f"{task.uri} of the task {task.name}: {error.strerror or error}; correct evaluate.items.tasks") from error
 
 
 def _lines(task: NamedTask, storage: Storage) -> Iterator[bytes]:
-    """The file's lines. Raises InputError where the rest cannot be read, or a line is longer than any item."""
+    """The file's lines. Raises InputError where the rest cannot be read, a line is longer than any item, or all are too long together."""
     root, name = _place(task, storage)
     file = LineFile(compression_of(task.uri), None, MOST_ITEM_BYTES, IngestConfig().max_expansion)
+    taken = 0
     with root.open(name) as raw:
         for _, line in file.lines(raw, 0, None):
             if line.fault is not None:
                 raise InputError(f"{task.uri} of the task {task.name}, at byte {line.offset:,}: {line.fault}; correct the file")
+            taken += len(line.data)
+            if taken > MOST_BYTES:
+                raise InputError(f"{task.uri} of the task {task.name} has more than {MOST_BYTES:,} bytes of items; give the task a limit")
             yield line.data

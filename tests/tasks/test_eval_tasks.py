@@ -19,7 +19,7 @@ from evaluation.config import ItemsConfig, NamedTask
 from evaluation.items import named_items
 from store.artifact import Artifact
 from store.storage import open_root
-from tasks.eval_tasks import _lines, eval_tasks
+from tasks.eval_tasks import MOST_BYTES, _lines, eval_tasks
 from tasks.stage import Engine, Output, Stage, stage
 
 
@@ -159,3 +159,13 @@ def test_a_line_longer_than_any_item_is_refused_where_it_stands(tmp_path: Path, 
     task = NamedTask(name="sums", uri=str(path))
     with pytest.raises(InputError, match=r"of the task sums, at byte 0: (a line of|grows to more)"):
         named_items(task, _lines(task, open_root(str(tmp_path))))
+
+
+def test_more_items_than_memory_is_meant_for_are_refused_unless_limited(tmp_path: Path) -> None:
+    """A megabyte on disk may hold a gigabyte of items."""
+    path = tmp_path / "sums.jsonl.zst"
+    path.write_bytes(zstandard.compress(f"{LINE}\n".encode() * (MOST_BYTES // len(LINE) + 1)))
+    task = NamedTask(name="sums", uri=str(path), limit=100)
+    assert len(named_items(task, _lines(task, open_root(str(tmp_path))))) == 100
+    with pytest.raises(InputError, match=r"has more than 25,165,824 bytes of items; give the task a limit"):
+        named_items(task.model_copy(update={"limit": None}), _lines(task, open_root(str(tmp_path))))
