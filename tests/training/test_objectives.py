@@ -58,7 +58,7 @@ def test_language_modelling_never_predicts_the_first_id_of_a_block(tmp_path: Pat
     want = sum(nats(model, blocks.take(rows)[i], 1) for i in range(2)) / (2 * small.SHAPE.context)
     assert objective.loss(model, objective.batch(rows, objective.weight(rows))).detach().item() == pytest.approx(want, abs=1e-5)
     held = objective.measure(model, objective.batch(objective.validation[:1], 1.0))
-    assert float(held[0]) == pytest.approx(nats(model, Blocks(tmp_path / "validation.npy").take(np.array([0]))[0], 1), abs=1e-3)
+    assert held[0].detach().item() == pytest.approx(nats(model, Blocks(tmp_path / "validation.npy").take(np.array([0]))[0], 1), abs=1e-3)
 
 
 def test_bradley_terry_is_minus_the_log_of_the_logistic():
@@ -77,7 +77,7 @@ def test_the_reward_model_is_read_at_the_last_real_token(pairs: Path):
     objective = RewardModelling(data, 1, CPU, 10)
     rows = np.array([2, 11, 5])
     want = [
-        float(model(torch.from_numpy(data.sequence(row, 0))[None])[0, -1] - model(torch.from_numpy(data.sequence(row, 1))[None])[0, -1])
+        (model(torch.from_numpy(data.sequence(row, 0))[None])[0, -1] - model(torch.from_numpy(data.sequence(row, 1))[None])[0, -1]).item()
         for row in rows
     ]
     assert objective.margin(model, objective.batch(rows, 3.0)).tolist() == pytest.approx(want, abs=1e-5)
