@@ -25,8 +25,8 @@ STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 BATCH_ROWS, BATCH_BYTES = 256, 128 * 2**20
 LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION = 128 * 2**20, 20  # text compresses by 2 to 20
 MOST_HELD_BYTES, ROW_BYTES = 850 * 2**20, 380 * 2**20
-"""A page is held whole, as stored and decompressed, beside what is made of it: its only text, or a row of 64 MiB as the string of it,
-which takes five times that. Arrow's own writer makes a page of 1,024 books, 300 MB and more, which is read where it compresses by 2."""
+"""A page is held whole, as stored and decompressed, beside what is made of it: its only text, or a row of 64 MiB with the string of it,
+six times that. Arrow's own writer makes a page of 1,024 books, 300 MB and more, which is read where it compresses by 2."""
 PLAIN = (str, int, float, bool)
 
 
