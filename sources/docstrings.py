@@ -42,7 +42,7 @@ def without_collector() -> Iterator[None]:
 def parse(text: str) -> ast.Module:
     """The syntax tree. Raises StreamFault for what is no Python of this version, or too much of it."""
     if len(text) > MOST_TOKENS and next(islice(TOKEN.finditer(text), MOST_TOKENS, None), None):
-        raise StreamFault(f"Python source of more than {MOST_TOKENS:,} words and marks, of which no tree is made")
+        raise StreamFault(f"Python source of more than {MOST_TOKENS:,} words and marks, of which no tree is made; split the module")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -106,7 +106,7 @@ def _whole(file: SourceFile, source: Source, limits: IngestConfig, handle: Binar
     try:
         data = read_whole(handle, file.compression, limits.max_record_bytes, limits.max_expansion)
         if file.form in PARSED and len(data) > MOST_PARSED_BYTES:
-            raise StreamFault(f"a {file.form} file of {len(data):,} bytes; at most {MOST_PARSED_BYTES:,} are parsed")
+            raise StreamFault(f"{len(data):,} bytes of {file.form}, of which at most {MOST_PARSED_BYTES:,} are parsed; split the file")
         for document in FORMS[file.form](file, source, data):
             document.text.encode()  # a lone surrogate can be written nowhere
             yield document if document.text.strip() else Blank(document.locator)
