@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +8,18 @@ from contract.errors import InputError
 from evaluation.alignment import gain_figures, preference_figures, respond, response_figures, rewards
 from evaluation.config import EvaluateConfig
 from models.transformer import ScalarModel, Shape, Transformer, initialise
+from tests.rounding import in_float64
 
 SHAPE = Shape(vocab_size=40, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, context=48)
 CONFIG = EvaluateConfig(max_new_tokens=10)
 END, PAD = 0, 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wide() -> Iterator[None]:
+    """Here two ways to one figure are compared."""
+    with in_float64():
+        yield
 
 
 def model(seed: int, scale: float = 20.0) -> Transformer:
@@ -19,7 +29,7 @@ def model(seed: int, scale: float = 20.0) -> Transformer:
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(scale)  # freshly drawn weights are near uniform: KL would vanish
-    return made.eval()
+    return made.double().eval()
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -37,17 +47,17 @@ def test_kl_is_the_sum_over_the_vocabulary_at_every_position_of_the_response() -
         for k in range(len(whole)):
             history = torch.tensor([asked[i] + whole[:k]])
             with torch.no_grad():
-                p = policy(history)[0, -1].double().log_softmax(0)
-                q = reference(history)[0, -1].double().log_softmax(0)
+                p = policy(history)[0, -1].log_softmax(0)
+                q = reference(history)[0, -1].log_softmax(0)
             want += float((p.exp() * (p - q)).sum())
-        assert made.kl_nats[i] == pytest.approx(want, rel=1e-3)
+        assert made.kl_nats[i] == pytest.approx(want, rel=1e-10)
         assert made.scored_tokens[i] == len(whole)
 
 
 def test_a_model_is_no_distance_from_itself_and_answers_itself() -> None:
     policy, asked = model(1), prompts(5)
     first, second = (respond(policy, policy, asked, CONFIG, END, PAD) for _ in range(2))
-    assert first.tokens == second.tokens and first.kl_nats == pytest.approx([0.0] * 5, abs=1e-6)
+    assert first.tokens == second.tokens and first.kl_nats == [0.0] * 5
 
 
 def test_gain_is_paired_and_length_stands_beside_it() -> None:
@@ -71,7 +81,7 @@ def test_rewards_do_not_depend_on_the_batch() -> None:
     sequences = prompts(30)
     alone = [float(scalar.reward(torch.tensor([s]), torch.ones(1, len(s))).detach()) for s in sequences]
     for batch_tokens in (1, 40, 10_000):
-        assert rewards(scalar, sequences, PAD, batch_tokens) == pytest.approx(alone, abs=1e-5)
+        assert rewards(scalar, sequences, PAD, batch_tokens) == pytest.approx(alone, rel=1e-10)
 
 
 def test_accuracy_counts_ties_half_and_shows_the_length_bias() -> None:

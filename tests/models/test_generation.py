@@ -1,5 +1,6 @@
 """Sampling: against a loop without a cache, against transformers, and against the distribution itself."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from models.conversion import save_folder
 from models.generation import choose, generate, left_pad
 from models.shapes import Shape
 from models.transformer import Transformer, initialise
+from tests.rounding import in_float64, rounding
 
 SHAPE = Shape(61, 48, 80, 2, 6, 2, 64)
 END, PAD = 0, 1
@@ -18,13 +20,13 @@ PROMPTS = [[5, 9, 7], [11], [3, 8, 22, 41, 17, 30, 2], [60, 59], [4, 4, 4, 4]]
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    """Weights large enough that texts differ by prompt and some end early."""
+    """Weights large enough that texts differ by prompt and some end early; in float64, where rounding turns no choice of a token."""
     model = Transformer(SHAPE)
     initialise(model, 4)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6)
-    return model
+    return model.double()
 
 
 def seeded(seed: int = 1) -> torch.Generator:
@@ -61,9 +63,11 @@ def test_cached_greedy_in_a_batch_equals_uncached_one_by_one(model: Transformer,
 
 def test_greedy_equals_transformers_generate(model: Transformer, early_end: int, tmp_path: Path) -> None:
     save_folder(model, tmp_path, end_id=early_end, pad_id=PAD)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokens, mask = left_pad(PROMPTS, PAD)
-    want = theirs.generate(tokens, attention_mask=mask.long(), max_new_tokens=20, do_sample=False, eos_token_id=early_end, pad_token_id=PAD)
+    settings = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": early_end, "pad_token_id": PAD}
+    with in_float64():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+        want = theirs.generate(tokens, attention_mask=mask.long(), **settings)
     assert torch.equal(generate(model, PROMPTS, 20, early_end, PAD, temperature=0).sequences_BT, want)
 
 
@@ -96,7 +100,9 @@ def test_log_probs_are_the_full_softmax_at_temperature_one(model: Transformer, e
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
         want = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-        torch.testing.assert_close(log_probs[mask], want, rtol=0, atol=2e-5)
+        # In float32: the logit, the largest, distance from it, exponential, logarithm and result; the sum errs by a share of itself.
+        bound = rounding(6, float(logits.abs().max()) + math.log(SHAPE.vocab_size)) + rounding(SHAPE.vocab_size, 1)
+        torch.testing.assert_close(log_probs[mask].double(), want, rtol=0, atol=bound)
         assert not log_probs[~mask].any()
         assert (row[~mask] == PAD).all()
 

@@ -10,6 +10,7 @@ from models import reference
 from models.conversion import save_folder
 from models.shapes import Shape
 from models.transformer import Transformer, initialise
+from tests.rounding import in_float64, rounding, through
 
 SHAPES = {
     "tied, grouped": Shape(61, 48, 80, 2, 6, 2, 32),
@@ -57,18 +58,32 @@ def test_loss_and_every_gradient_equal_torch_autograd(shape: Shape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_logits_of_oracle_and_torch_equal_transformers(shape: Shape, tmp_path) -> None:
-    model = random_model(shape)
+    model = random_model(shape).double()
     save_folder(model, tmp_path)
-    llama = LlamaForCausalLM.from_pretrained(tmp_path)
     tokens, _ = batch(shape)
     with torch.no_grad():
-        want = llama(tokens).logits.numpy()
         ours = model(tokens).numpy()
-    weights = {name: parameter.detach().numpy().astype(np.float64) for name, parameter in model.named_parameters()}
+        with in_float64():
+            want = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)(tokens).logits.numpy()
+    weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
 
     assert np.abs(want).max() > 1
-    np.testing.assert_allclose(ours, want, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(reference.forward(weights, shape, tokens.numpy()), want, rtol=0, atol=1e-4)
+    atol = rounding(through(shape), want, torch.float64)
+    np.testing.assert_allclose(ours, want, rtol=0, atol=atol)
+    np.testing.assert_allclose(reference.forward(weights, shape, tokens.numpy()), want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_logits_in_float32_are_those_in_float64_but_for_rounding(shape: Shape, tmp_path) -> None:
+    """Ours and transformers': float32 has code of its own, in the norms and the angles."""
+    model, (tokens, _) = random_model(shape), batch(shape)
+    save_folder(model, tmp_path)
+    with torch.no_grad():
+        found = model(tokens), LlamaForCausalLM.from_pretrained(tmp_path)(tokens).logits
+        want = model.double()(tokens)
+    for logits in found:
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits.double(), want, rtol=0, atol=rounding(through(shape), want))
 
 
 def test_oracle_gradient_equals_a_finite_difference() -> None:

@@ -12,6 +12,7 @@ from models.config import ModelConfig
 from models.conversion import save_folder
 from models.shapes import Shape
 from models.transformer import Cache, ScalarModel, Transformer, initialise
+from tests.rounding import in_float64, rounding, through
 
 SHAPE = Shape(61, 48, 80, 2, 6, 2, 32)
 PAD = 1
@@ -23,13 +24,18 @@ def model_of(shape: Shape = SHAPE, seed: int = 1) -> Transformer:
     return model
 
 
+def equal(found: torch.Tensor, want: torch.Tensor) -> None:
+    assert found.dtype == want.dtype == torch.float64
+    torch.testing.assert_close(found, want, rtol=0, atol=rounding(through(SHAPE), want, torch.float64))
+
+
 def tokens_of(rows: int, columns: int) -> torch.Tensor:
     return torch.randint(2, SHAPE.vocab_size, (rows, columns), generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_no_real_logit_and_makes_no_nan(side: str) -> None:
-    model, tokens = model_of(), tokens_of(1, 9)
+    model, tokens = model_of().double(), tokens_of(1, 9)
     padding = torch.full((1, 6), PAD)
     parts = (padding, tokens) if side == "left" else (tokens, padding)
     padded = torch.cat(parts, 1)
@@ -38,7 +44,7 @@ def test_padding_on_either_side_changes_no_real_logit_and_makes_no_nan(side: str
     logits = model(padded, mask)
     logits.logsumexp(-1).sum().backward()
 
-    torch.testing.assert_close(logits[mask.bool()], model(tokens)[0], rtol=0, atol=1e-6)
+    equal(logits[mask.bool()], model(tokens)[0])
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
 
 
@@ -53,11 +59,11 @@ def test_no_position_sees_a_later_token() -> None:
 
 @pytest.mark.parametrize("cuts", [(1,) * 14, (5, 9), (8, 1, 5)])
 def test_logits_through_the_cache_equal_logits_at_once(cuts: tuple[int, ...]) -> None:
-    model, tokens = model_of(), tokens_of(3, 14)
+    model, tokens = model_of().double(), tokens_of(3, 14)
     cache = Cache(SHAPE, 3, 14, model.model.embed_tokens.weight)
     with torch.no_grad():
         pieces = [model(piece, cache=cache) for piece in tokens.split(list(cuts), 1)]
-        torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), rtol=0, atol=1e-6)
+        equal(torch.cat(pieces, 1), model(tokens))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -84,15 +90,16 @@ def test_initial_weights_follow_the_seed_and_the_stated_spread() -> None:
 
 
 def test_reward_is_read_at_the_last_real_token_as_transformers_reads_it(tmp_path: Path) -> None:
-    scalar = ScalarModel.from_transformer(model_of(), seed=3)
+    scalar = ScalarModel.from_transformer(model_of(), seed=3).double()
     tokens, mask = tokens_of(3, 10), torch.ones(3, 10, dtype=torch.long)
     tokens[1, 6:], mask[1, 6:] = PAD, 0
     save_folder(scalar, tmp_path, pad_id=PAD)
-    theirs = LlamaForSequenceClassification.from_pretrained(tmp_path)
     with torch.no_grad():
         rewards = scalar.reward(tokens, mask)
-        torch.testing.assert_close(rewards, theirs(tokens, attention_mask=mask).logits[:, 0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(rewards, scalar(tokens)[torch.arange(3), mask.sum(1) - 1], rtol=0, atol=1e-6)
+        equal(rewards, scalar(tokens)[torch.arange(3), mask.sum(1) - 1])
+        with in_float64():
+            theirs = LlamaForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64)
+            equal(rewards, theirs(tokens, attention_mask=mask).logits[:, 0])
     assert len(rewards.unique()) == 3
 
 

@@ -36,7 +36,8 @@ def batch(step: int, rows: int = 4) -> Tensor:
 
 
 def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    logits = model(batch["tokens"][:, :-1]).float()
+    logits = model(batch["tokens"][:, :-1])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits.flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction="sum") * batch["scale"]
 
 

@@ -10,6 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import small
 
+from tests.rounding import rounding
 from training.checkpoints import Saver
 from training.engine_plain import Batch, PlainEngine
 from training.guard import Guard
@@ -136,9 +137,10 @@ def test_the_guard_takes_a_spike_for_bad_once_it_knows_enough():
         assert (guard.limit() == torch.inf) == (i < 32)
         guard.push(torch.tensor(loss), torch.tensor(True))
     want = np.mean(losses[-64:]) + 4 * np.std(losses[-64:])
-    assert float(guard.limit()) == pytest.approx(want, rel=1e-5)
+    bound = rounding(2 * 64, 1)  # in float32, over 64 losses, for their mean and their spread
+    assert float(guard.limit()) == pytest.approx(want, rel=bound)
     guard.push(torch.tensor(50.0), torch.tensor(False))
-    assert float(guard.limit()) == pytest.approx(want, rel=1e-5), "a bad loss does not widen the bound"
+    assert float(guard.limit()) == pytest.approx(want, rel=bound), "a bad loss does not widen the bound"
     other = Guard(4.0, torch.device("cpu"))
     other.load(guard.state())
     assert torch.equal(other.limit(), guard.limit())

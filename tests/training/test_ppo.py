@@ -46,7 +46,7 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(seed: int, start: int
             want[t] += (gamma * lam) ** k * (rewards[t + k] + gamma * following - values[t + k])
     tensors = [torch.from_numpy(x)[None] for x in (rewards, values, mask)]
     advantages, returns = gae(*tensors, gamma, lam)
-    assert np.allclose(advantages[0].numpy(), want, atol=1e-12) and np.allclose(returns[0].numpy(), want + values, atol=1e-12)
+    assert np.allclose(advantages[0].numpy(), want, 1e-12, 1e-12) and np.allclose(returns[0].numpy(), want + values, 1e-12, 1e-12)
 
 
 def test_gae_with_lambda_one_is_the_return_minus_the_value():
@@ -60,12 +60,12 @@ def test_gae_with_lambda_one_is_the_return_minus_the_value():
     [(1.5, 2.0, -2.4), (0.5, 2.0, -1.0), (1.5, -2.0, 3.0), (0.5, -2.0, 1.6), (1.0, 3.0, -3.0)],
 )
 def test_the_policy_loss_takes_the_worse_of_ratio_and_clipped_ratio(ratio: float, advantage: float, want: float):
-    loss = clipped_policy_loss(torch.tensor([ratio]).log(), torch.zeros(1), torch.tensor([advantage]), 0.2)
-    assert float(loss) == pytest.approx(want, abs=1e-6)
+    loss = clipped_policy_loss(*(torch.tensor([x], dtype=torch.float64) for x in (np.log(ratio), 0, advantage)), 0.2)
+    assert float(loss) == pytest.approx(want, rel=1e-12)
 
 
 def test_the_value_loss_takes_the_worse_of_value_and_held_value():
-    values, old, returns = torch.tensor([1.0, 0.1]), torch.tensor([0.0, 0.0]), torch.tensor([1.0, 1.0])
+    values, old, returns = torch.tensor([[1.0, 0.1], [0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     assert clipped_value_loss(values, old, returns, 0.2).tolist() == pytest.approx([0.5 * 0.8**2, 0.5 * 0.9**2])
 
 
