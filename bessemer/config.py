@@ -19,7 +19,8 @@ from filters.config_split import SplitConfig
 from models.config import ModelConfig
 from sources.config import AlignDataConfig, IngestConfig, Source
 from store.config import StorageConfig
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tokens.config import MixConfig, TokenizerConfig
 from training.config import AlignConfig, TrainConfig
 

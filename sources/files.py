@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlparse
 from contract.errors import ConfigError, InputError
 from sources.config import Source
 from sources.streams import compression_of
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 
 SUFFIXES = {"txt": "txt", "text": "txt", "md": "md", "markdown": "md", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
 WILD = re.compile(r"[*?\[]")

@@ -20,7 +20,7 @@ from sources.rows import HEAD_BYTES, Blank, Document, Row, Unreadable
 from sources.streams import StreamFault
 from sources.texts import decode, decode_python, html_text, read_whole
 from store.digests import digest_of_file
-from store.storage import open_root
+from store.root import open_root
 
 
 @dataclass(frozen=True)

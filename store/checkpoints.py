@@ -11,7 +11,8 @@ from store.artifact import FileRecord
 from store.attempt import Attempt, Reader
 from store.checked import dump_checked, load_checked
 from store.config import StorageConfig
-from store.storage import matches, open_root
+from store.root import open_root
+from store.storage import matches
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from sources.lines import LineFile
 from sources.streams import compression_of
 from store.artifact import Artifact
 from store.digests import digest_of_file
-from store.storage import LocalStorage, Storage, open_root
+from store.local_disk import LocalStorage
+from store.root import open_root
+from store.storage import Storage
 from tasks.parts import Part, PartWriter, map_parts
 from tasks.stage import Output, stage
 

@@ -12,7 +12,8 @@ from filters.language import load
 from filters.toxicity import lexicon, score, word_list
 from store.artifact import Artifact
 from store.digests import digest_of_bytes, digest_of_file
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks.parts import PartWriter
 from tasks.scoring import read_alive, score_parts, summed, tagging
 from tasks.scratch import Scratch

@@ -13,7 +13,8 @@ import boto3
 import pytest
 from hypothesis import settings
 
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 
 # A loaded machine is no failure, and CI judges the code, not today's draw: new examples are for the person at the keyboard.
 settings.register_profile("bessemer", deadline=None, derandomize=bool(os.environ.get("CI")))

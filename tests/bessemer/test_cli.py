@@ -12,7 +12,7 @@ import pytest
 
 from bessemer.cli import main
 from store.records import records
-from store.storage import open_root
+from store.root import open_root
 from tests.store.fault_proxy import REFUSALS, FaultProxy
 
 

@@ -46,7 +46,7 @@ def toy(preset: Preset = Preset.smoke, seconds: float = 0, fail: bool = False, r
 
 
 def stages_that_warn(root: str):
-    from store.storage import open_root
+    from store.root import open_root
     from tasks.parts import stop_ray
     from tasks.prefect_runner import PrefectJournal, PrefectRunner
     from tests.tasks import toy

@@ -9,7 +9,8 @@ from bessemer.summary import Summary
 from contract.config import Frozen, RunOptions
 from contract.ledger import Count, Ledger
 from store.artifact import Artifact
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks.stage import Engine, Output, stage
 
 CLAIMS = [

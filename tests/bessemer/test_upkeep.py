@@ -20,9 +20,11 @@ from contract.ledger import Ledger
 from contract.schemas import blocks_schema, document_id
 from store.artifact import Artifact
 from store.catalogue import artifacts
+from store.local_disk import LocalStorage
 from store.records import records
+from store.root import open_root
 from store.s3 import S3Storage
-from store.storage import LocalStorage, Storage, open_root
+from store.storage import Storage
 from tasks.lines import size
 from tasks.stage import Engine, Output, stage
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tests.e2e.installation import PLANTED, Installation, where
 
 ROOT = Path(__file__).parents[2]

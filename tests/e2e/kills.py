@@ -31,7 +31,8 @@ from pathlib import Path
 import boto3
 
 from bessemer.environment import prepare_environment
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from store.verify import verify
 from tests.e2e.conftest import ROOT, command
 from tests.e2e.test_smoke import MARK, digests, marked, plans

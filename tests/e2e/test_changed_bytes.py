@@ -8,7 +8,8 @@ import pytest
 
 from store import gc, pins
 from store.catalogue import artifacts
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from store.verify import verify
 from tests.e2e.conftest import run
 from tests.e2e.installation import on_demand

@@ -12,7 +12,8 @@ import pytest
 from bessemer.config import load
 from contract.errors import PipelineError, StorageError
 from flows.pretrain import body
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks.runner import PlainRunner, Stopped
 from tasks.stage import Engine
 from tests.e2e.test_smoke import digests, plans

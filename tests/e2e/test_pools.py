@@ -14,7 +14,8 @@ from bessemer import processes
 from bessemer.automations import TAG
 from store.artifact import Artifact
 from store.catalogue import artifacts
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tests.e2e.installation import ROOT, Installation, copied, is_final, on_demand
 from tests.infra.worlds import Machine, Server, metadata_service, notice
 

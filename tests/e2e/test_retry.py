@@ -16,7 +16,8 @@ import boto3
 import psutil
 import pytest
 
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tests.e2e.browser import PROGRAM, Browser
 from tests.e2e.installation import Installation, copied, is_final, on_demand, where
 from tests.e2e.test_smoke import digests, plans

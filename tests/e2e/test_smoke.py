@@ -14,7 +14,8 @@ import pytest
 
 from bessemer.cli import main
 from bessemer.config import load
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks.runner import PlanRunner
 from tasks.stage import Engine, Planned
 from tests.e2e.conftest import ROOT, arguments, command, run

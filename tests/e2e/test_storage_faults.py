@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from store.verify import verify
 from tests.e2e.conftest import run
 from tests.e2e.installation import on_demand

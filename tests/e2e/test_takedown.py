@@ -9,7 +9,8 @@ import pytest
 from bessemer.cli import main
 from store.artifact import Artifact
 from store.catalogue import artifacts
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tests.e2e.conftest import arguments
 
 pytestmark = pytest.mark.e2e

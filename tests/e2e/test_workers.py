@@ -17,7 +17,8 @@ from bessemer.api import GONE
 from bessemer.automations import SILENT_S
 from bessemer.config import load
 from store.records import records
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tests.e2e.browser import PROGRAM, Browser
 from tests.e2e.installation import ROOT, Installation, at_work, copied, is_final, on_demand, where
 

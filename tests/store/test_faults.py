@@ -18,7 +18,8 @@ import pytest
 
 from contract.errors import InputError, PipelineError, TransientError
 from store.digests import digest_of_bytes
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from store.verify import verify
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tasks"), str(Path(__file__).parent)]

@@ -21,7 +21,8 @@ from store.artifact import find
 from store.attempt import Attempt
 from store.catalogue import shelves
 from store.records import RunRecord
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from store.verify import verify
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))

@@ -18,7 +18,7 @@ from store.storage import Storage
 HOLDER = """
 import socket, sys
 from store import locks
-from store.storage import open_root
+from store.root import open_root
 root, endpoint, host, expiry_s = sys.argv[1:]
 socket.gethostname = lambda: host
 locks.EXPIRY_S = float(expiry_s)

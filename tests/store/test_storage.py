@@ -5,7 +5,8 @@ import pytest
 
 from contract.errors import ConfigError, InputError, StorageError
 from store.digests import digest_of_file, read_digest
-from store.storage import Storage, matches, open_root
+from store.root import open_root
+from store.storage import Storage, matches
 
 
 def test_what_is_written_is_read_and_listed_in_order(storage: Storage, tmp_path):
@@ -71,7 +72,7 @@ def test_the_memo_notices_a_change_that_keeps_the_size(tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing(local: Storage, monkeypatch):
-    monkeypatch.setattr("store.storage._fsync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("store.local_disk._fsync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(StorageError, match="is full"):
         local.write("f", b"abc")
     assert local.list("") == []

@@ -16,7 +16,7 @@ from contract.ledger import Count, Ledger
 from contract.schemas import DECISIONS, DOCUMENTS, SPLIT, document_id
 from filters.config import FiltersConfig, GatesConfig
 from store.artifact import Artifact
-from store.storage import open_root
+from store.root import open_root
 from tasks.stage import Engine, Output, Stage, stage
 
 ITEMS = pa.schema([("context", pa.string()), ("choices", pa.list_(pa.string()))])

@@ -9,7 +9,7 @@ from contract.config import RunOptions
 from contract.errors import ComeAgain, PipelineError
 from store.artifact import Artifact
 from store.attempt import Attempt
-from store.storage import open_root
+from store.root import open_root
 from tasks.launch import run_child
 from tasks.stage import Output
 

@@ -19,7 +19,7 @@ from sources.config import AlignDataConfig, IngestConfig, IngestIdentity, Source
 from sources.preferences import Pair
 from sources.removals import Removal, record
 from store.artifact import Artifact
-from store.storage import open_root
+from store.root import open_root
 from tasks.align_data import AlignDataIdentity, _by_side, align_data
 from tasks.stage import Engine, Output, stage
 from tasks.takedown import look_up

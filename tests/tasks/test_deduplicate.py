@@ -21,7 +21,8 @@ from dedup.steps import READS
 from dedup.steps import deduplicate as in_memory
 from filters.config_split import SplitConfig
 from store.artifact import Artifact
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks import deduplicate as program
 from tasks.deduplicate import deduplicate
 from tasks.parts import stop_ray

@@ -18,7 +18,7 @@ from contract.schemas import document_id
 from evaluation.config import ItemsConfig, NamedTask
 from evaluation.items import named_items
 from store.artifact import Artifact
-from store.storage import open_root
+from store.root import open_root
 from tasks.eval_tasks import MOST_BYTES, _lines, eval_tasks
 from tasks.stage import Engine, Output, Stage, stage
 

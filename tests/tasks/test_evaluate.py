@@ -23,7 +23,7 @@ from models.conversion import load_folder, save_folder
 from models.shapes import Shape
 from models.transformer import ScalarModel, Transformer, initialise
 from store.artifact import Artifact
-from store.storage import open_root
+from store.root import open_root
 from tasks.evaluate import evaluate
 from tasks.stage import Engine, Output, Stage, stage
 from tasks.tools import tool

@@ -26,7 +26,8 @@ from models.conversion import load_folder, save_folder
 from models.shapes import Shape
 from models.transformer import ScalarModel, Transformer, initialise
 from store.artifact import Artifact
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks.export import FIXED_TEXTS, export, prompts
 from tasks.export_check import load_by_transformers, same_greedy, verify
 from tasks.stage import Engine, Output, Stage, stage

@@ -15,7 +15,8 @@ import pytest
 
 from bessemer.config import Preset, load
 from contract.config import canonical_json
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks.runner import PlanRunner
 from tasks.stage import Engine, Planned
 

@@ -18,7 +18,8 @@ from contract.errors import InputError
 from contract.schemas import DOCUMENTS, document_id
 from sources.config import IngestConfig, Source
 from store.artifact import Artifact
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks.ingest import ingest
 from tasks.stage import Engine
 

@@ -13,7 +13,7 @@ from contract.ledger import Count, Ledger
 from evaluation.charts import POINTS
 from filters.config import RuleSet
 from store.artifact import Artifact
-from store.storage import open_root
+from store.root import open_root
 from tasks.report import HISTOGRAM_ROWS, collect, judged, report
 from tasks.select import Selecting
 from tasks.stage import Engine, Output, stage

@@ -16,7 +16,7 @@ from contract.errors import InputError
 from contract.ledger import Count, Ledger
 from contract.schemas import DECISIONS, DOCUMENTS, SPANS, SPLIT, TOKENS, blocks_schema, document_id
 from store.artifact import Artifact
-from store.storage import open_root
+from store.root import open_root
 from tasks.mix import mix
 from tasks.stage import Engine, Output, Stage, stage
 from tasks.tokenize import tokenize

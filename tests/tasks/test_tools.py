@@ -19,7 +19,7 @@ from filters.perplexity import train
 from sources.config import AlignDataConfig
 from sources.preferences import Pair
 from store.attempt import Attempt
-from store.storage import open_root
+from store.root import open_root
 from tasks.align_data import _write_gold
 from tasks.stage import Output
 from tasks.tools import tool

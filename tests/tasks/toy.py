@@ -11,7 +11,8 @@ import pyarrow as pa
 from contract.config import Frozen, RunOptions
 from contract.ledger import Count, Ledger
 from store.artifact import Artifact
-from store.storage import Storage, open_root
+from store.root import open_root
+from store.storage import Storage
 from tasks.launch import run_child
 from tasks.parts import Part, PartWriter, map_parts
 from tasks.stage import Engine, Output, stage

@@ -17,7 +17,7 @@ from models.conversion import save_folder
 from models.transformer import ScalarModel, Shape, Transformer, initialise
 from store.attempt import Attempt
 from store.checkpoints import Checkpoints
-from store.storage import open_root
+from store.root import open_root
 from training.loader import write_ragged
 
 torch.set_num_threads(1)  # two spinning threads a process, beside others, cost a factor of ten
