@@ -3,7 +3,7 @@ PRESET ?= laptop
 N ?= 20
 PYTHON ?= python3.11
 IN := .venv/bin
-SERVICES := $(IN)/python -m bessemer.services
+SERVICES := $(IN)/python -m services
 .DEFAULT_GOAL := help
 # `flows` is a folder as well
 .PHONY: help setup pretrain test rooms flows check faults faults-all test-infra deploy-workers destroy-workers up down status clean lock
@@ -15,7 +15,7 @@ setup: ## everything that a clean clone needs, into .venv/; nothing when nothing
 	@PYTHON=$(PYTHON) deployments/setup.sh
 
 pretrain: setup up ## raw text to an aligned, evaluated, exported model, through the Prefect server (PRESET=laptop)
-	@$(IN)/python -m bessemer.watch pretrain/full preset=$(PRESET)
+	@$(IN)/python -m services.watch pretrain/full preset=$(PRESET)
 
 test: setup ## everything that CI runs: lint, types and all tests
 	@$(MAKE) -j 2 --no-print-directory --output-sync=target rooms flows
@@ -39,10 +39,10 @@ test-infra: setup ## GPU machines: checkov, cloud-init, systemd, then plan, appl
 	@$(IN)/python infra/terraform/tests/checks.py && $(IN)/python infra/terraform/tests/apply.py 124m dev && $(IN)/python infra/terraform/tests/apply.py 1b prod
 
 deploy-workers: setup ## GPU machines on AWS: plan shown, apply (ENV=dev VARS=my.tfvars STATE_BUCKET=… REGION=…)
-	@$(IN)/python deployments/deploy_workers.py apply "$(ENV)" --vars "$(VARS)" --state-bucket "$(STATE_BUCKET)" --region "$(REGION)"
+	@$(IN)/python -m infra.machines.deploy_workers apply "$(ENV)" --vars "$(VARS)" --state-bucket "$(STATE_BUCKET)" --region "$(REGION)"
 
 destroy-workers: setup ## take them down again; the data bucket is kept
-	@$(IN)/python deployments/deploy_workers.py destroy "$(ENV)" --vars "$(VARS)" --state-bucket "$(STATE_BUCKET)" --region "$(REGION)"
+	@$(IN)/python -m infra.machines.deploy_workers destroy "$(ENV)" --vars "$(VARS)" --state-bucket "$(STATE_BUCKET)" --region "$(REGION)"
 
 up: setup ## Prefect server and worker in the background, on loopback (BESSEMER_PORT=4200)
 	@$(SERVICES) up

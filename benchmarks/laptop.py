@@ -32,7 +32,7 @@ def main() -> int:
     arguments = parser.parse_args()
     root = arguments.root or Path(tempfile.mkdtemp(prefix="bessemer-laptop-"))
     settings = [f"storage.root={root.resolve().as_uri()}", *arguments.set]
-    command = [sys.executable, "-m", "bessemer.cli", "run", "pretrain", "--preset", "laptop"]
+    command = [sys.executable, "-m", "flows", "run", "pretrain", "--preset", "laptop"]
     command += [part for text in settings for part in ("--set", text)]
     print(f"load before: {os.getloadavg()[0]:.2f} on {len(os.sched_getaffinity(0))} cores\n", flush=True)
     first, peak = run(command, arguments.memory)

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 from bessemer.config import load, parse_set
+from engine.runner import PlanRunner
+from engine.stage import Engine
 from flows.train import body
 from store.artifact import Artifact
-from tasks.runner import PlanRunner
-from tasks.stage import Engine
 
 PROJECT = Path(__file__).parents[1]
 
@@ -72,9 +72,7 @@ def main() -> int:
 
 def run(flow: str, settings: list[str]) -> None:
     words = [word for text in settings for word in ("--set", text)]
-    subprocess.run(
-        [sys.executable, "-m", "bessemer.cli", "run", flow, "--preset", "laptop", *words], cwd=PROJECT, check=True, stdout=sys.stderr
-    )
+    subprocess.run([sys.executable, "-m", "flows", "run", flow, "--preset", "laptop", *words], cwd=PROJECT, check=True, stdout=sys.stderr)
 
 
 def pretrained(settings: list[str]) -> tuple[Artifact, Artifact]:

@@ -1,4 +1,7 @@
-"""The command line: the same flows in the foreground, and what lies in the store."""
+"""The command line: the same flows in the foreground, and what lies in the store.
+
+It stands below the flows and knows none of them: `flows/__main__.py` gives it their bodies.
+"""
 
 import argparse
 import contextlib
@@ -14,18 +17,22 @@ from typing import Any
 
 from bessemer.config import Config, load, parse_set
 from bessemer.console import ConsoleJournal
-from bessemer.environment import prepare_environment
+from bessemer.root_commands import add_commands
 from bessemer.summary import Summary
-from bessemer.upkeep import add_commands
+from contract.environment_variables import prepare_environment
 from contract.errors import ComeAgain, ConfigError, InputError, PipelineError, exit_code_of, said
-from tasks.lines import HEAD, duration, row, size
-from tasks.stage import Engine, Planned
+from engine.stage import Engine, Planned
+from engine.stage_lines import HEAD, duration, row, size
 
 FLOWS = ("pretrain", "curate", "train", "align", "evaluate", "export")
 
+Body = Callable[[Any, Config], dict[str, Any]]
+"""A flow's body: (runner, config) -> artifacts by role."""
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+
+def main(body_of: Callable[[str], Body], argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. `body_of` gives a flow's body by its name, one of FLOWS."""
+    arguments = _parser().parse_args(argv, argparse.Namespace(body_of=body_of))
     prepare_environment()
     warnings.filterwarnings("ignore")
     logging.getLogger().addHandler(logging.NullHandler())
@@ -94,29 +101,21 @@ def _config(arguments: argparse.Namespace) -> Config:
     return load(arguments.preset, dict(parse_set(text) for text in arguments.set))
 
 
-def _body(flow: str) -> Callable[..., Any]:
-    from importlib import import_module
-
-    return import_module(f"flows.{flow}").body
-
-
 def _engine(config: Config, scope: str, journal: Any, force: Callable[[str], bool] = lambda stage: False) -> Engine:
     return Engine(config.store(), config, config.run, journal, scope, force)
 
 
-def _plans(flow: str, config: Config, scope: str) -> list[Planned]:
-    from tasks.runner import PlanRunner
+def _plans(arguments: argparse.Namespace, flow: str = "pretrain") -> list[Planned]:
+    from engine.runner import plan
 
-    runner = PlanRunner(_engine(config, scope, ConsoleJournal()))
-    _body(flow)(runner, config)
-    return runner.plans
+    return plan(_engine(_config(arguments), arguments.preset, ConsoleJournal()), arguments.body_of(flow))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from store.records import recorded
-    from tasks.parts import stop_ray
-    from tasks.records import Recording
-    from tasks.runner import PlainRunner, Stopped
+    from engine.parts import stop_ray
+    from engine.recording import Recording
+    from engine.runner import PlainRunner, Stopped
+    from store.run_records import recorded
 
     config, started = _config(arguments), time.monotonic()
     _stop_once_on_sigterm()
@@ -125,14 +124,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.flow == "pretrain" and config.run_on.pools():  # not refused: the presets for GPUs carry it, and "run" says where: here
         print("bessemer: run_on is for runs under Prefect and has no effect here: every stage runs on this machine", file=sys.stderr)
     config.store().probe()
-    names = _stage_names(arguments.flow, config, arguments.preset, [arguments.until, arguments.start, *arguments.force])
+    names = _stage_names(arguments, [arguments.until, arguments.start, *arguments.force])
     forced = {*arguments.force, *(names[names.index(arguments.start) :] if arguments.start else [])}
     overrides = dict(parse_set(text) for text in arguments.set)
     try:
         with recorded(config.store(), arguments.flow, arguments.preset, overrides) as record:
             engine = _engine(config, arguments.preset, Recording(ConsoleJournal(), record), forced.__contains__)
             try:
-                results = _body(arguments.flow)(PlainRunner(engine, arguments.until), config)
+                results = arguments.body_of(arguments.flow)(PlainRunner(engine, arguments.until), config)
             except Stopped:
                 print(f"stopped after {arguments.until}, {duration(time.monotonic() - started)}")
                 return 0
@@ -148,9 +147,9 @@ def _stop_once_on_sigterm() -> None:
     No exception then: raised in the middle of whatever runs, it may meet an `except Exception` (an optional import has one), and
     the run would go on to its end.
     """
-    from contract.processes import kill_below
-    from store.records import CHECKPOINTED, end_open
-    from tasks.launch import ask_to_stop
+    from contract.child_processes import kill_below
+    from engine.launch import ask_to_stop
+    from store.run_records import CHECKPOINTED, end_open
 
     def stop(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a process group sends it twice
@@ -165,21 +164,21 @@ def _stop_once_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _stage_names(flow: str, config: Config, preset: str, asked: list[str | None]) -> list[str]:
+def _stage_names(arguments: argparse.Namespace, asked: list[str | None]) -> list[str]:
     """The flow's stages in order, when some are asked for by name; refuses a name that is not among them."""
     if not any(asked):
         return []
-    names = [planned.stage.name for planned in _plans(flow, config, preset)]
+    names = [planned.stage.name for planned in _plans(arguments, arguments.flow)]
     for name in asked:
         if name is not None and name not in names:
-            raise ConfigError(f"{flow} has no stage {name}; it has {', '.join(names)}")
+            raise ConfigError(f"{arguments.flow} has no stage {name}; it has {', '.join(names)}")
     return names
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     runs, need = 0, 0
-    for planned in _plans(arguments.flow, config, arguments.preset):
+    for planned in _plans(arguments, arguments.flow):
         if planned.reuse is not None:
             print(f"{planned.stage.name:<19} cached  {planned.fingerprint[:12]}  {size(planned.reuse.size)}")
             continue
@@ -197,14 +196,14 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _last_artifact(config: Config, preset: str, planned: Planned) -> Any:
     """The artifact that this preset used last for the stage, as a guess at time and size."""
-    from tasks.stage import last_artifact
+    from engine.stage import last_artifact
 
     return last_artifact(_engine(config, preset, ConsoleJournal()), planned.stage.name)
 
 
 def _status(arguments: argparse.Namespace) -> int:
     print(HEAD)
-    for planned in _plans("pretrain", _config(arguments), arguments.preset):
+    for planned in _plans(arguments):
         if planned.reuse is not None:
             print(row(planned.reuse, planned.reuse.seconds, "done", size(planned.reuse.size)))
         else:
@@ -213,7 +212,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    plans = {planned.stage.name: planned for planned in _plans("pretrain", _config(arguments), arguments.preset)}
+    plans = {planned.stage.name: planned for planned in _plans(arguments)}
     if arguments.stage not in plans:
         raise ConfigError(f"there is no stage {arguments.stage}; there are {', '.join(plans)}")
     artifact = plans[arguments.stage].reuse
@@ -240,8 +239,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _notify(arguments: argparse.Namespace) -> int:
-    from bessemer import automations
-    from bessemer.services import running_api
+    from services import automations
+    from services.status import running_api
 
     if arguments.off == bool(arguments.url):
         raise InputError("give the address to post to, or --off")
@@ -254,10 +253,6 @@ def _notify(arguments: argparse.Namespace) -> int:
 
 
 def _service(arguments: argparse.Namespace) -> int:
-    from bessemer import services
+    from services.__main__ import main as services
 
-    return services.main([arguments.service if arguments.service != "services" else "status"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return services([arguments.service if arguments.service != "services" else "status"])

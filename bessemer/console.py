@@ -4,8 +4,8 @@ import sys
 import time
 from typing import TextIO
 
+from engine.stage_lines import HEAD, duration, row
 from store.artifact import Artifact
-from tasks.lines import HEAD, duration, row
 
 
 class ConsoleJournal:

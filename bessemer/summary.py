@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bessemer.reports import served
+from engine.stage_lines import duration, size
 from evaluation.charts import escape
+from services.report_server import served
 from store.artifact import Artifact
-from tasks.lines import duration, size
 
 SCORED = ("base", "bigram", "kenlm", "gzip")
 

@@ -15,10 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from bessemer import automations, processes
-from bessemer.api import Api
-from bessemer.environment import prepare_environment
+from contract.environment_variables import prepare_environment
 from contract.errors import InputError, PipelineError
+from services import automations, background
+from services.prefect_api import Api
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def work(pool: str, name: str, grace_s: float, alone: bool, queues: list[str], l
     if worker.poll() is not None:
         print(f"worker: `prefect worker start` ended by itself with {worker.returncode}", file=sys.stderr)
     else:
-        signalled = processes.settle(name, grace_s)
+        signalled = background.settle(name, grace_s)
         print(f"worker: {signalled} flows stopped, ending the worker", flush=True)
         end(worker)
     if api.is_healthy():
@@ -69,7 +69,7 @@ def work(pool: str, name: str, grace_s: float, alone: bool, queues: list[str], l
 
 def take_over(api: Api, name: str, alone: bool) -> None:
     """Nobody adopts the flows of a worker that was killed, and a Cancel does not reach them: end them, then correct their runs."""
-    if orphans := processes.settle(name, grace_s=20):
+    if orphans := background.settle(name, grace_s=20):
         print(f"worker: stopped {orphans} flows of an earlier worker", flush=True)
     for run in api.reconcile(name, alive=set(), alone=alone):
         print(f"worker: {run} had no process any more: Crashed, Retry continues it", flush=True)
@@ -85,10 +85,10 @@ def watch_over(api: Api) -> None:
 
 
 def start(pool: str, name: str, queues: list[str], limit: int | None) -> subprocess.Popen[bytes]:
-    command = processes.prefect("worker", "start", "--pool", pool, "--type", "process", "--name", name)
+    command = background.prefect("worker", "start", "--pool", pool, "--type", "process", "--name", name)
     command += [part for queue in queues for part in ("--work-queue", queue)] + (["--limit", str(limit)] if limit else [])
     # Killed without notice, we leave no worker behind that would take runs beside our successor's.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=processes.die_with_parent)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=background.die_with_parent)
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:
@@ -101,7 +101,7 @@ def end(worker: subprocess.Popen[bytes]) -> None:
 
 
 def live_runs(name: str) -> set[str]:
-    return {process.environ()["PREFECT__FLOW_RUN_ID"] for process in processes.flow_processes(name)}
+    return {process.environ()["PREFECT__FLOW_RUN_ID"] for process in background.flow_processes(name)}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.processes import run_tool
+from contract.child_processes import run_tool
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:

@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer
 
+from contract.child_processes import die_with_parent
 from contract.errors import InputError
-from contract.processes import die_with_parent
 from evaluation.alignment import Responses, gain_figures, preference_figures, respond, response_figures, rewards
 from evaluation.bits_per_byte import Nats, document_nats, score_by_domain
 from evaluation.config import EvaluateConfig

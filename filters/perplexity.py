@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contract.processes import run_tool
+from contract.child_processes import run_tool
 from filters.config import PerplexityConfig
 
 SCHEMA = pa.schema([("perplexity", pa.float32()), ("tokens", pa.int32())])

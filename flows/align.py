@@ -6,12 +6,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
+from engine.runner import Runner
 from flows import curate, train
-from flows.running import in_prefect
+from flows.in_prefect import in_prefect
 from tasks.dpo import dpo
 from tasks.ppo import ppo
 from tasks.reward import reward
-from tasks.runner import Runner
 from tasks.sft import sft
 
 

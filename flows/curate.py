@@ -6,14 +6,16 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
-from flows.running import in_prefect
+from engine.runner import Runner
+from flows.in_prefect import in_prefect
 from tasks.align_data import align_data
 from tasks.deduplicate import deduplicate
 from tasks.eval_tasks import eval_tasks
-from tasks.gates import gate_ingest, gate_mix, gate_select
+from tasks.gate_ingest import gate_ingest
+from tasks.gate_mix import gate_mix
+from tasks.gate_select import gate_select
 from tasks.ingest import ingest
 from tasks.mix import mix
-from tasks.runner import Runner
 from tasks.score_contamination import score_contamination
 from tasks.score_language import score_language
 from tasks.score_perplexity import score_perplexity

@@ -6,10 +6,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
+from engine.runner import Runner
 from flows import align, curate, train
-from flows.running import in_prefect
+from flows.in_prefect import in_prefect
 from tasks.evaluate import evaluate as evaluate_models
-from tasks.runner import Runner
 
 ROLES = ("tokens", "items", "pairs", "tokenizer", "base", "blocks", "sft", "reward", "ppo", "dpo", "calibration")
 

@@ -6,11 +6,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
+from engine.runner import Runner
 from flows import evaluate
-from flows.running import in_prefect
+from flows.in_prefect import in_prefect
 from tasks.export import export as export_model
 from tasks.report import report
-from tasks.runner import Runner
 
 
 def stages(run: Runner, config: Config, made: dict[str, Any]) -> dict[str, Any]:

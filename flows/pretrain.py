@@ -6,9 +6,9 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
+from engine.runner import Runner
 from flows import align, curate, evaluate, export, train
-from flows.running import in_prefect
-from tasks.runner import Runner
+from flows.in_prefect import in_prefect
 
 
 def body(run: Runner, config: Config) -> dict[str, Any]:

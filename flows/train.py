@@ -6,11 +6,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset
+from engine.runner import Runner
 from flows import curate
-from flows.running import in_prefect
+from flows.in_prefect import in_prefect
 from tasks.calibrate import calibrate
 from tasks.pretrain import pretrain
-from tasks.runner import Runner
 
 
 def stages(run: Runner, config: Config, curated: dict[str, Any]) -> dict[str, Any]:

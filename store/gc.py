@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from contract.config import canonical_json
-from store import records
+from store import run_records
 from store.artifact import Artifact, FileRecord, read_manifest
 from store.catalogue import Key, Shelf, shelf_of, shelves
 from store.checked import load_checked
@@ -52,7 +52,7 @@ class Plan:
     """Why each artifact stays."""
     kept_bytes: int = 0
     used_since: dict[Key, str] = field(default_factory=dict)
-    seen: set[records.Mark] = field(default_factory=set)
+    seen: set[run_records.Mark] = field(default_factory=set)
     """The run records as they were planned by; newer ones are asked again before anything goes."""
 
     @property
@@ -132,11 +132,11 @@ def _kept(storage: Storage, stock: dict[Key, Shelf], artifacts: dict[Key, Artifa
     return kept
 
 
-def _recorded(storage: Storage, found: Plan, known: Container[records.Mark] = ()) -> dict[Key, str]:
+def _recorded(storage: Storage, found: Plan, known: Container[run_records.Mark] = ()) -> dict[Key, str]:
     """What the records of runs that ended within the days name, and of those that have no end yet; `known` records left out."""
     named: dict[Key, str] = {}
-    for entry, value in records.records(storage, known):
-        found.seen.add(records.mark(entry))
+    for entry, value in run_records.records(storage, known):
+        found.seen.add(run_records.mark(entry))
         if _age_days(value, found.now) < _days(value, found.days):
             for note in value["artifacts"]:
                 named[note["stage"], note["fingerprint"]] = f"used by {entry.path}"
@@ -207,7 +207,7 @@ def _dead_locks(storage: Storage, now: float) -> list[Entry]:
 
 
 def _old_records(storage: Storage, found: Plan) -> Iterator[Sweep]:
-    for entry, value in records.records(storage):
+    for entry, value in run_records.records(storage):
         if _age_days(value, found.now) >= _days(value, found.days):
             yield Sweep("record", entry.path, [entry])
 

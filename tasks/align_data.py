@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from contract.child_processes import run_tool
 from contract.config import Frozen
 from contract.errors import InputError
 from contract.ledger import Count, Ledger
-from contract.processes import run_tool
 from contract.schemas import DOCUMENTS
+from engine.installed_tools import tool
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from evaluation.gold import MODEL, SETTINGS, Squash, load_model, log_probability, tokens
 from filters.config_split import SplitConfig
-from filters.split import SIDES, side
+from filters.group_split import SIDES, side
 from sources.config import AlignDataConfig, IngestIdentity, Source
 from sources.plan import Selection, plan_parts
 from sources.preferences import Pair, draw, negatives, pair_of, shuffled
@@ -29,9 +32,6 @@ from sources.removals import Removals
 from sources.rows import Batch, Document, Unreadable
 from store.artifact import Artifact
 from tasks.ingest import selections, source_digests
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output, stage
-from tasks.tools import tool
 
 NAMES = pa.list_(pa.string())
 PAIRS = pa.schema([("prompt", pa.string()), ("response", pa.string()), ("names", NAMES), ("group", pa.string()), ("rejected", pa.string())])

@@ -18,11 +18,11 @@ import psutil
 from contract.config import Frozen, RunOptions
 from contract.errors import ConfigError
 from contract.ledger import Ledger
+from engine.launch import run_child
+from engine.stage import Output, stage
 from models.config import ModelConfig
 from store.artifact import Artifact
 from store.storage import Storage
-from tasks.launch import run_child
-from tasks.stage import Output, stage
 from training.config import EngineName, TrainConfig
 from training.options import Place
 

@@ -27,10 +27,10 @@ from dedup.steps import (
     unpacked,
 )
 from dedup.verification import DROPPED, Comparisons, settle
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from store.artifact import Artifact, Files
 from store.attempt import Reader
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output, stage
 
 
 @stage(version=1, config=lambda c: c.dedup, counts="documents", rows="in")

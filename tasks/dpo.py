@@ -1,9 +1,9 @@
 """dpo: SFT's model moved towards preferred answers without a reward model, tied to itself as reference (Rafailov et al. 2023)."""
 
 from contract.ledger import Ledger
+from engine.stage import Output, stage
 from store.artifact import Artifact
-from tasks.stage import Output, stage
-from tasks.training import FineTuning, fine_tune
+from tasks.training_stages import FineTuning, fine_tune
 from training.config import DpoConfig
 
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from contract.errors import InputError
 from contract.ledger import Ledger
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from evaluation.config import CONTINUATION, ItemsConfig, NamedTask
 from evaluation.items import candidates, continuation_items, merge_candidates, named_items
 from sources.config import IngestConfig
@@ -19,8 +21,6 @@ from store.digests import digest_of_file
 from store.local_disk import LocalStorage
 from store.root import open_root
 from store.storage import Storage
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output, stage
 
 MOST_ITEM_BYTES, MOST_BYTES = 2**20, 24 * 2**20  # of JSON, which takes up to 30 times as much memory
 

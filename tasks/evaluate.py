@@ -13,13 +13,13 @@ from contract.config import Frozen
 from contract.errors import InputError
 from contract.ledger import Ledger
 from contract.schemas import TOKENS
+from engine.installed_tools import tool
+from engine.launch import run_child
+from engine.stage import Output, stage
 from evaluation.claims import claims
 from evaluation.config import EvaluateConfig
 from store.artifact import Artifact
 from tasks.calibrate import place
-from tasks.launch import run_child
-from tasks.stage import Output, stage
-from tasks.tools import tool
 from training.loader import global_batch
 
 

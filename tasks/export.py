@@ -8,11 +8,11 @@ from tokenizers import Tokenizer
 from contract.config import Frozen
 from contract.errors import InputError
 from contract.ledger import Ledger
+from engine.stage import Output, stage
 from evaluation.claims import MAX_LOGIT_DIFFERENCE
 from evaluation.config_export import ExportConfig
 from store.artifact import Artifact
 from tasks.model_card import Facts, model_card
-from tasks.stage import Output, stage
 from tokens.trainer import END, END_ID, PAD, PAD_ID
 
 PROMPT_TOKENS = 24

@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from contract.errors import InputError
 from contract.ledger import Count, Ledger, total
 from contract.schemas import QUARANTINE
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from sources.config import IngestIdentity, Source
 from sources.environment import Environment
 from sources.plan import Piece, Selection, digest_of_selection, plan_parts, select
@@ -19,9 +21,7 @@ from sources.removals import Removals
 from sources.rows import Batch, Document, Unreadable, quarantine_table
 from store.digests import digests_of_files
 from store.storage import Storage
-from tasks.gates import warm_up
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output, stage
+from tasks.gating import warm_up
 
 
 def selections(config: IngestIdentity) -> list[Selection]:

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from contract.config import Frozen
 from contract.errors import InputError
 from contract.ledger import Count, Ledger
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from store.artifact import Artifact
 from tasks.curated import Curated
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output, stage
 from tokens.config import MixConfig
 from tokens.mixture import Draw, draw, plan
 from tokens.order import id_words

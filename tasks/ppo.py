@@ -3,10 +3,10 @@
 from contract.config import Frozen
 from contract.errors import ConfigError
 from contract.ledger import Ledger
+from engine.stage import Output, stage
 from store.artifact import Artifact
 from tasks.calibrate import place, steps_in
-from tasks.stage import Output, stage
-from tasks.training import check_ranks, context_of, pair_figures, train, typical_width, write_pairs
+from tasks.training_stages import check_ranks, context_of, pair_figures, train, typical_width, write_pairs
 from training.config import EngineName, PpoConfig
 
 PASSES_TO_ANSWER = 2.0

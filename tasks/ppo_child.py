@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from training.child import Run, main
 from training.loader import Rows
-from training.ppo import Gold
+from training.ppo_loop import Gold
 
 
 def gold_of(spec: dict[str, Any]) -> Gold | None:

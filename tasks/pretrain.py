@@ -7,12 +7,12 @@ from pathlib import Path
 from contract.config import Frozen
 from contract.errors import ConfigError, InputError
 from contract.ledger import Ledger
+from engine.stage import Output, stage
 from models.config import ModelConfig
 from store.artifact import Artifact
 from store.storage import Storage
 from tasks.calibrate import place, steps_in
-from tasks.stage import Output, stage
-from tasks.training import check_ranks, digest_of_folder, train
+from tasks.training_stages import check_ranks, digest_of_folder, train
 from tokens.encoder import Encoder
 from training.config import TrainConfig
 from training.loader import write_blocks

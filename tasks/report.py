@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from contract.config import Frozen
 from contract.ledger import Ledger
+from engine.stage import Output, stage
 from evaluation.charts import POINTS
 from evaluation.claims import exported
-from evaluation.report import report as html
-from filters.select import PERPLEXITY, RULES
+from evaluation.report_page import report as html
+from filters.decisions import PERPLEXITY, RULES
 from store.artifact import Artifact
-from tasks.stage import Output, stage
 
 SIGNALS = ("rules", "language", "perplexity", "toxicity", "pii", "contamination")
 TRAINED = ("base", "sft", "reward", "ppo", "dpo")

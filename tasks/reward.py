@@ -5,10 +5,10 @@ import json
 import pyarrow as pa
 
 from contract.ledger import Ledger
+from engine.stage import Output, stage
 from evaluation.intervals import share_interval
 from store.artifact import Artifact
-from tasks.stage import Output, stage
-from tasks.training import FineTuning, fine_tune, fine_tuning
+from tasks.training_stages import FineTuning, fine_tune, fine_tuning
 
 
 @stage(version=1, config=lambda c: fine_tuning(c.align, c.align.reward), exclusive=True)

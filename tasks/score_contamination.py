@@ -8,11 +8,11 @@ import pyarrow as pa
 
 from contract.config import Frozen
 from contract.ledger import Ledger
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from filters.contamination import item_texts, ngrams, occurrences, score
 from store.artifact import Artifact
-from tasks.parts import Part, PartWriter, map_parts
 from tasks.scoring import read_alive, same_documents, score_parts, summed, tagging
-from tasks.stage import Output, stage
 
 
 class Overlap(Frozen):

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from contract.ledger import Ledger
+from engine.installed_tools import language_model
+from engine.parts import PartWriter
+from engine.stage import Output, stage
 from filters.config import LanguageConfig
 from filters.language import load, score
 from store.artifact import Artifact
 from store.digests import digest_of_file
 from store.storage import Storage
-from tasks.parts import PartWriter
 from tasks.scoring import read_alive, score_parts, summed, tagging
-from tasks.stage import Output, stage
-from tasks.tools import language_model
 
 
 def _model_digest(config: LanguageConfig, storage: Storage) -> dict[str, str]:

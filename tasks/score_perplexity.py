@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.ledger import Ledger
+from engine.installed_tools import tool
+from engine.parts import Part, PartWriter, map_parts
+from engine.scratch import Scratch
+from engine.stage import Output, stage
 from filters.config import PerplexityConfig
 from filters.perplexity import SCHEMA, load, score, sentences, train
 from store.artifact import Artifact
-from tasks.parts import Part, PartWriter, map_parts
 from tasks.scoring import read_alive, same_documents, score_parts, summed, tagging
-from tasks.scratch import Scratch
-from tasks.stage import Output, stage
-from tasks.tools import tool
 
 MODEL = "model.binary"
 

@@ -7,12 +7,12 @@ import pyarrow.compute as pc
 
 from contract.config import Frozen
 from contract.ledger import Ledger
+from engine.parts import PartWriter
+from engine.stage import Output, stage
 from filters.config import PiiConfig, PiiLabel
 from filters.pii import score
 from store.artifact import Artifact
-from tasks.parts import PartWriter
 from tasks.scoring import read_alive, score_parts, summed, tagging
-from tasks.stage import Output, stage
 
 
 class Looking(Frozen):

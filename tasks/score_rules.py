@@ -3,12 +3,12 @@
 from typing import Any
 
 from contract.ledger import Ledger
+from engine.parts import PartWriter
+from engine.stage import Output, stage
 from filters.config import RulesConfig
 from filters.rules import score
 from store.artifact import Artifact
-from tasks.parts import PartWriter
 from tasks.scoring import read_alive, score_parts, summed, tagging
-from tasks.stage import Output, stage
 
 
 @stage(version=1, config=lambda c: c.filters.rules, counts="documents", rows="in")

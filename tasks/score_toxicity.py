@@ -7,6 +7,9 @@ from urllib.parse import unquote, urlparse
 
 from contract.errors import InputError
 from contract.ledger import Ledger
+from engine.parts import PartWriter
+from engine.scratch import Scratch
+from engine.stage import Output, stage
 from filters.config import ToxicityConfig
 from filters.language import load
 from filters.toxicity import lexicon, score, word_list
@@ -14,10 +17,7 @@ from store.artifact import Artifact
 from store.digests import digest_of_bytes, digest_of_file
 from store.root import open_root
 from store.storage import Storage
-from tasks.parts import PartWriter
 from tasks.scoring import read_alive, score_parts, summed, tagging
-from tasks.scratch import Scratch
-from tasks.stage import Output, stage
 
 
 def _digests(config: ToxicityConfig, storage: Storage) -> dict[str, str]:

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from contract.errors import IntegrityError
 from contract.ledger import Count, Ledger
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output
 from store.artifact import Artifact
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""select: the one stage that drops. Signals and rule sets by domain in, one decision a document out (filters/select.py)."""
+"""select: the one stage that drops. Signals and rule sets by domain in, one decision a document out (filters/decisions.py)."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from contract.config import Fraction, Frozen
 from contract.errors import InputError
 from contract.ledger import Count, Ledger, total
+from engine.parts import PartWriter
+from engine.stage import Output, stage
 from filters.config import RuleSet
+from filters.decisions import RULES, Ranges, Thresholds, decide, percentile_ranges
 from filters.histograms import added, histograms
-from filters.select import RULES, Ranges, Thresholds, decide, percentile_ranges
 from store.artifact import Artifact
-from tasks.parts import PartWriter
 from tasks.scoring import same_documents, score_parts
-from tasks.stage import Output, stage
 
 
 class Selecting(Frozen):

@@ -1,9 +1,9 @@
 """sft: the pretrained model learns to answer, with the prompt masked out of the loss."""
 
 from contract.ledger import Ledger
+from engine.stage import Output, stage
 from store.artifact import Artifact
-from tasks.stage import Output, stage
-from tasks.training import FineTuning, fine_tune, fine_tuning
+from tasks.training_stages import FineTuning, fine_tune, fine_tuning
 
 
 @stage(version=1, config=lambda c: fine_tuning(c.align, c.align.sft), exclusive=True)

@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 from contract.errors import IntegrityError
 from contract.ledger import Count, Ledger
 from contract.schemas import SPLIT
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from filters.config_split import SplitConfig
-from filters.split import SIDES, add_counts, assign, count_groups, exceptions, group_names, sides_of, trusted_rows
+from filters.group_split import SIDES, add_counts, assign, count_groups, exceptions, group_names, sides_of, trusted_rows
 from store.artifact import Artifact
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output, stage
 
 
 @stage(version=1, config=lambda c: c.split, counts="documents", rows="in")

@@ -8,10 +8,10 @@ import pyarrow.compute as pc
 from contract.config import Frozen
 from contract.ledger import Count, Ledger
 from contract.schemas import TOKENS
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from store.artifact import Artifact
 from tasks.curated import Curated, sums_by
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output, stage
 from tokens.encoder import Encoder
 
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from contract.config import Frozen
 from contract.errors import InputError
 from contract.ledger import Count, Ledger, total
+from engine.parts import Part, PartWriter, map_parts
+from engine.stage import Output, stage
 from store.artifact import Artifact
 from tasks.curated import Curated, utf8_bytes
-from tasks.parts import Part, PartWriter, map_parts
-from tasks.stage import Output, stage
 from tokens.config import Temperature, TokenizerConfig, Weights
 from tokens.encoder import Encoder
 from tokens.mixture import Draw, allocate, prefix, shares

@@ -40,7 +40,7 @@ def test_data() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The digest memo in a folder of the tests', and the libraries' variables as the product sets them."""
-    from bessemer.environment import prepare_environment
+    from contract.environment_variables import prepare_environment
 
     os.environ["BESSEMER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     prepare_environment()

@@ -1,25 +1,36 @@
-"""The arrows of the design: which room may import which, and who may import Prefect, Ray and boto3."""
+"""The house of docs/architecture.md: which room may import which, who may import Prefect, Ray and boto3, and what a file may be called."""
 
 import ast
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+GROUND = {"models", "store", "contract"}
 WORKING = ("sources", "dedup", "filters", "tokens", "training", "evaluation")
-ROOMS = {
-    "contract": {"contract"},
-    "store": {"store", "contract"},
-    "models": {"models", "contract"},
-    **{room: {room, "models", "store", "contract"} for room in WORKING},
-    "tasks": {"tasks", *WORKING, "models", "store", "contract"},
-    **{face: {"bessemer", "flows", "tasks", *WORKING, "models", "store", "contract"} for face in ("bessemer", "flows")},
+ENGINE = {*WORKING, *GROUND}
+TASKS = {"engine", *ENGINE}
+MAY_IMPORT = {
+    "contract": set[str](),
+    "store": {"contract"},
+    "models": {"contract"},
+    **dict.fromkeys(WORKING, GROUND),
+    "engine": ENGINE,
+    "tasks": TASKS,
+    "bessemer": {"tasks", "services", *TASKS},
+    "flows": {"bessemer", "tasks", "services", *TASKS},
+    "services": {"contract"},
+    "infra": {"services", "contract"},
+    "deployments": {"services", "contract"},
 }
+"""What a room may import besides itself. Nobody imports `flows`, `infra` or `deployments`."""
 PURE = ("dedup", "filters", "tokens", "models")
 ONLY = {
-    "prefect": lambda path: path.parts[0] == "flows" or str(path) in ("tasks/prefect_runner.py", "bessemer/services.py"),
-    "ray": lambda path: str(path) in ("tasks/parts.py", "tasks/launch_ray.py"),
-    "boto3": lambda path: path.parts[0] == "store",
+    "prefect": lambda path: path.parts[0] == "flows" or str(path) == "engine/prefect_runner.py",
+    "ray": lambda path: str(path) in ("engine/parts.py", "engine/ranks_on_ray.py"),
+    "boto3": lambda path: path.parts[:2] == ("infra", "machines") or path.parts[0] == "store",
 }
 BARE = (
     "training/loop.py",
@@ -29,28 +40,72 @@ BARE = (
     "training/schedules.py",
     "training/guard.py",
 )
+BESIDE_STAGES = {
+    "curated": "documents with their decisions, as text",
+    "scoring": "what the score stages share",
+    "gating": "what the gates share",
+    "training_stages": "what the training stages share",
+    "export_check": "the exported folder held against the model",
+    "model_card": "the exported folder's README",
+    "ppo_child": "the program of a PPO rank",
+}
+"""The files of tasks/ that declare no stage."""
+SAME_KIND = {
+    "__init__.py": "a package",
+    "__main__.py": "what `python -m ROOM` runs",
+    "config.py": "the settings of its room",
+    "child.py": "the program that runs in a child process of its room",
+    "conftest.py": "the fixtures of its folder",
+    **{f"{name}.py": "a flow and a stage: people type both names" for name in ("pretrain", "evaluate", "export")},
+}
+"""Names that several files may have."""
 
 
 def modules() -> list[Path]:
-    return [path.relative_to(ROOT) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+    found = [path.relative_to(ROOT) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
+    return [path for path in found if path.parts[:2] != ("infra", "terraform")]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {module_of(path) for path in modules()}
 
 
 def imports(path: Path, at_load_only: bool = False) -> set[str]:
-    """Every module that the file imports, anywhere in it, or only while it is loaded."""
+    """Every module that the file imports, anywhere in it, or only while it is loaded; and every module of ours that a string names."""
     found = set()
     tree = ast.parse((ROOT / path).read_text())
     for node in tree.body if at_load_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module)
+            found |= {node.module, *({f"{node.module}.{alias.name}" for alias in node.names} & NAMES)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value and node.value in NAMES:
+            found.add(node.value)  # what `python -m` is given
     return found
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)
 def test_arrows_run_downwards_only(path: Path):
-    ours = {name.split(".")[0] for name in imports(path)} & set(ROOMS)
-    assert ours <= ROOMS[path.parts[0]], f"{path} imports {sorted(ours - ROOMS[path.parts[0]])}"
+    room = path.parts[0]
+    ours = {name.split(".")[0] for name in imports(path)} & set(MAY_IMPORT) - {room}
+    assert ours <= MAY_IMPORT[room], f"{path} imports {sorted(ours - MAY_IMPORT[room])}"
+
+
+def test_no_file_imports_itself_through_others():
+    arrows = {module_of(path): imports(path) & NAMES - {module_of(path)} for path in modules()}
+    while leaves := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
+        for name in leaves:
+            del arrows[name]
+    assert not arrows, f"a circle is among {sorted(arrows)}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_no_import_by_a_string_hides_an_arrow(path: Path):
+    names = {node.attr for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Attribute)}
+    assert "importlib" not in imports(path) and not {"import_module", "__import__"} & names
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)
@@ -76,3 +131,27 @@ def test_the_training_loop_needs_torch_and_numpy_alone(name: str):
             own = Path(*module.split(".")).with_suffix(".py")
             if (ROOT / own).exists():
                 waiting.append(own)
+
+
+def declared(path: Path, decorator: str) -> Iterator[str]:
+    """Functions of the file under `@decorator(…)`."""
+    for node in ast.parse((ROOT / path).read_text()).body:
+        for each in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+            called = each.func if isinstance(each, ast.Call) else each
+            if isinstance(called, ast.Name) and called.id == decorator:
+                yield node.name  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if path.parts[0] == "tasks" and path.stem != "__init__"], ids=str)
+def test_a_file_of_tasks_declares_the_stage_of_its_name_or_is_named_here(path: Path):
+    assert list(declared(path, "stage")) == ([] if path.stem in BESIDE_STAGES else [path.stem])
+
+
+def test_what_is_no_stage_is_in_tasks():
+    assert {name for name in BESIDE_STAGES if not (ROOT / "tasks" / f"{name}.py").exists()} == set()
+
+
+def test_no_two_files_have_one_name():
+    tests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")]
+    counts = Counter(path.name for path in [*modules(), *tests])
+    assert {name for name, count in counts.items() if count > 1} <= SAME_KIND.keys()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_arrows import MAY_IMPORT
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "operations.md"
-OURS = "bessemer contract dedup deployments evaluation filters flows models sources store tasks tokens training".split()  # noqa: SIM905
 GAP = "…"
 """What stands in a quotation for a value, and for what a person need not read to know the message."""
 
@@ -26,7 +27,7 @@ def quoted() -> list[str]:
 
 def said() -> Iterator[str]:
     """Every string of the code with a gap for each value; shell scripts as they are."""
-    for folder in OURS:
+    for folder in MAY_IMPORT:
         for file in (ROOT / folder).rglob("*.py"):
             nodes = list(ast.walk(ast.parse(file.read_text())))
             docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
@@ -35,7 +36,7 @@ def said() -> Iterator[str]:
                     yield "".join(str(part.value) if isinstance(part, ast.Constant) else GAP for part in node.values)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
                     yield node.value
-    yield from (file.read_text() for file in (ROOT / "deployments").rglob("*.sh"))
+    yield from (file.read_text() for folder in MAY_IMPORT for file in (ROOT / folder).rglob("*.sh"))
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contract.processes import die_with_parent
+from contract.child_processes import die_with_parent
 from models.conversion import load_folder, save_folder
 from models.transformer import ScalarModel, Shape, Transformer, initialise
 from store.checkpoints import Checkpoints
-from training.checkpoints import Saver
+from training.checkpoint_folder import Saver
 from training.config import DpoConfig, FineTuneConfig, Optimisation, PpoConfig, TrainConfig
 from training.engine_plain import Engine, PlainEngine
 from training.loader import Blocks, Ragged
@@ -29,8 +29,8 @@ from training.loop import Loop, Plan, Progress, Stopped, cut
 from training.metrics import Report, final_loss, write_history
 from training.objectives import DirectPreference, LanguageModelling, Objective, Pairs, RewardModelling, SupervisedFineTuning
 from training.options import Place, Recipe, micro_size
-from training.ppo import ActorCritic, Gold, PpoLoop, PpoPlan
-from training.processes import Rank, StopSignal, join, prepare
+from training.ppo_loop import ActorCritic, Gold, PpoLoop, PpoPlan
+from training.process_group import Rank, StopSignal, join, prepare
 
 COME_AGAIN = 75
 

@@ -46,7 +46,7 @@ def import_deepspeed(device: str) -> Any:
 
 
 class DeepSpeedEngine(Ranks):
-    """Needs an initialised process group, of one rank too (training/processes.py)."""
+    """Needs an initialised process group, of one rank too (training/process_group.py)."""
 
     def __init__(
         self, module: nn.Module, recipe: Recipe, place: Place, zero_stage: int, num_micro_batches: int, rank: int = 0, ranks: int = 1

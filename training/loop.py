@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.checkpoints import Saver, Snapshot, set_rng_state
+from training.checkpoint_folder import Saver, Snapshot, set_rng_state
 from training.engine_plain import Engine, Stepped
 from training.guard import Guard
 from training.loader import Rows, global_batch, rank_share

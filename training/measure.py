@@ -22,7 +22,7 @@ from training.guard import Guard
 from training.loop import cut
 from training.objectives import next_token_nats
 from training.options import Place, micro_size
-from training.processes import join, prepare
+from training.process_group import join, prepare
 
 LEAST_STEPS = 2
 

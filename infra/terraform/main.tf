@@ -93,8 +93,8 @@ module "control_plane" {
   fallback_minutes   = var.on_demand_fallback_minutes
   idle_minutes       = var.idle_minutes
   scaler_role_name   = module.iam.control_plane_role
-  user_data_template = "${path.module}/../../deployments/cloud-init/control-plane.yaml.tftpl"
-  fetch_script       = file("${path.module}/../../deployments/cloud-init/fetch.sh")
+  user_data_template = "${path.module}/../../infra/machines/cloud-init/control-plane.yaml.tftpl"
+  fetch_script       = file("${path.module}/../../infra/machines/cloud-init/fetch.sh")
 }
 
 module "gpu_workers" {
@@ -117,8 +117,8 @@ module "gpu_workers" {
   release_uri        = module.storage.release_uri
   release_sha256     = module.storage.release_sha256
   tags               = merge(var.tags, { Project = var.project, Environment = var.environment })
-  user_data_template = "${path.module}/../../deployments/cloud-init/worker.yaml.tftpl"
-  fetch_script       = file("${path.module}/../../deployments/cloud-init/fetch.sh")
+  user_data_template = "${path.module}/../../infra/machines/cloud-init/worker.yaml.tftpl"
+  fetch_script       = file("${path.module}/../../infra/machines/cloud-init/fetch.sh")
 }
 
 module "budget" {

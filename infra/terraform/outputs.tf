@@ -36,7 +36,7 @@ output "release" {
 output "scaler_command" {
   description = "What a Prefect server of your own must have running beside it; our own runs it as a service."
   value = join(" ", [
-    "python deployments/scaler.py --pool ${var.pool} --region ${var.region}",
+    "python -m infra.machines.scaler --pool ${var.pool} --region ${var.region}",
     "--spot ${local.group_names["spot"]} --on-demand ${local.group_names["on-demand"]}",
     "--fallback-minutes ${var.on_demand_fallback_minutes} --idle-minutes ${var.idle_minutes} --stop-policy ${module.budget.stop_policy_arn}",
   ])

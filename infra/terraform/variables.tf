@@ -242,7 +242,7 @@ variable "control_plane_role" {
 # ---------------------------------------------------------------- Prefect server
 
 variable "prefect_api_url" {
-  description = "A Prefect server of your own, or Cloud; null: one is made. With your own, run deployments/scaler.py beside it."
+  description = "A Prefect server of your own, or Cloud; null: one is made. With your own, run infra/machines/scaler.py beside it."
   type        = string
   default     = null
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bessemer.cli import main
-from store.records import records
+from flows.__main__ import main
 from store.root import open_root
+from store.run_records import records
 from tests.store.fault_proxy import REFUSALS, FaultProxy
 
 
@@ -113,7 +113,7 @@ def test_sigterm_however_often_ends_with_75_and_one_sentence(tmp_path: Path):
     """Whoever stops a process group sends it twice: `make`, systemd and a terminal do."""
     root = tmp_path / "root"
     place = ["--set", f"storage.root={root.as_uri()}", "--set", "run.workers=1"]
-    command = [sys.executable, "-m", "bessemer.cli", "run", "curate", "--preset", "smoke", *place]
+    command = [sys.executable, "-m", "flows", "run", "curate", "--preset", "smoke", *place]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     try:
         deadline = time.monotonic() + 120
@@ -138,7 +138,7 @@ def test_wrong_credentials_end_with_one_line(kind: str):
     with FaultProxy("http://127.0.0.1:9", rate=1.0, seed=1, kinds=[kind]) as proxy:
         place = ["--set", "storage.root=s3://bucket/x", "--set", f"storage.endpoint_url={proxy.url}"]
         wrong = os.environ | {"AWS_ACCESS_KEY_ID": "wrong", "AWS_SECRET_ACCESS_KEY": "wrong", "AWS_DEFAULT_REGION": "us-east-1"}
-        command = [sys.executable, "-m", "bessemer.cli", "run", "curate", "--preset", "smoke", *place]
+        command = [sys.executable, "-m", "flows", "run", "curate", "--preset", "smoke", *place]
         done = subprocess.run(command, env=wrong, capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("bessemer: S3 refused s3://bucket/x/") and REFUSALS[kind][1] in done.stderr

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bessemer import config
-from bessemer.cli import main
 from bessemer.config import known_keys, load, parse_set
 from contract.errors import ConfigError, PipelineError
+from flows.__main__ import main
 
 PROJECT = Path(__file__).parents[2]
 BILLION = "[" + ", ".join(f"&a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'] * 9)}]" for i in range(10)) + "]"
@@ -89,7 +89,7 @@ def test_a_plan_of_any_setting_ends_with_a_status_and_no_traceback(tmp_path: Pat
 
 def bessemer(*arguments: str, **how: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "bessemer.cli", *arguments]
+    command = [sys.executable, "-m", "flows", *arguments]
     return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120, **how)  # type: ignore[call-overload]
 
 

@@ -8,10 +8,10 @@ import pytest
 from bessemer.summary import Summary
 from contract.config import Frozen, RunOptions
 from contract.ledger import Count, Ledger
+from engine.stage import Engine, Output, stage
 from store.artifact import Artifact
 from store.root import open_root
 from store.storage import Storage
-from tasks.stage import Engine, Output, stage
 
 CLAIMS = [
     {"claim": "less than a bigram's", "found": "2.0 against 2.4", "holds": True},

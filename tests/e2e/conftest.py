@@ -22,7 +22,7 @@ def arguments(storage: Storage, flow: str = "pretrain") -> list[str]:
 
 
 def command(storage: Storage) -> list[str]:
-    return [sys.executable, "-m", "bessemer.cli", *arguments(storage)]
+    return [sys.executable, "-m", "flows", *arguments(storage)]
 
 
 def run(storage: Storage, **more: str) -> subprocess.CompletedProcess:

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from bessemer import processes
-from bessemer.api import Api
+from services import background
+from services.prefect_api import Api
 from store.storage import Storage
-from tests.bessemer.test_services import free_port
+from tests.services.test_services import free_port
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = {".git", ".venv", ".cache", "runs", "build"}
@@ -50,9 +50,7 @@ class Installation:
         self.api = Api(f"http://127.0.0.1:{port}/api")
 
     def services(self, verb: str) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "bessemer.services", verb], env=self.environment, check=True, timeout=240, capture_output=True
-        )
+        subprocess.run([sys.executable, "-m", "services", verb], env=self.environment, check=True, timeout=240, capture_output=True)
 
     def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A plain `prefect` command, from another folder: the profile that `make up` selected says where the server is."""
@@ -62,7 +60,7 @@ class Installation:
         )
 
     def bessemer(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "bessemer.cli", *arguments]
+        command = [sys.executable, "-m", "flows", *arguments]
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
     def start(self, flow: str, deployment: str = "full", preset: str = "smoke", **overrides: Any) -> str:
@@ -110,7 +108,7 @@ class Installation:
         def shown() -> dict[str, str]:
             return {name.split()[0]: state for name, state in self.tasks(id, attempt)}
 
-        assert processes.wait_until(lambda: states.items() <= shown().items(), 60), shown()
+        assert background.wait_until(lambda: states.items() <= shown().items(), 60), shown()
 
     def lines(self, id: str) -> list[str]:
         """What the run's log holds, as the UI shows it."""
@@ -138,7 +136,7 @@ class Installation:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("BESSEMER_HOME") == str(self.home) and processes.is_alive(process):
+                if process.environ().get("BESSEMER_HOME") == str(self.home) and background.is_alive(process):
                     found.append((process, process.cmdline()))
         return found
 
@@ -174,7 +172,7 @@ def at_work(program: str, variable: str, value: str) -> psutil.Process | None:
                 if process.environ().get(variable) == value:
                     if program == "lmplz":
                         process.suspend()
-                    if processes.is_alive(process):
+                    if background.is_alive(process):
                         return process
     return None
 

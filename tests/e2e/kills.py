@@ -30,7 +30,7 @@ from pathlib import Path
 
 import boto3
 
-from bessemer.environment import prepare_environment
+from contract.environment_variables import prepare_environment
 from store.root import open_root
 from store.storage import Storage
 from store.verify import verify

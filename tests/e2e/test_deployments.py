@@ -8,11 +8,11 @@ from typing import Any
 import psutil
 import pytest
 
-from bessemer.processes import wait_until
-from store.records import records
+from services.background import wait_until
+from store.run_records import records
 from store.storage import Storage
-from tests.bessemer.receiver import listening
 from tests.e2e.installation import Installation, is_final
+from tests.services.receiver import listening
 
 pytestmark = pytest.mark.e2e
 

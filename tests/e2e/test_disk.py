@@ -11,13 +11,13 @@ import pytest
 
 from bessemer.config import load
 from contract.errors import PipelineError, StorageError
+from engine.runner import PlainRunner, Stopped
+from engine.stage import Engine
 from flows.pretrain import body
 from store.root import open_root
 from store.storage import Storage
-from tasks.runner import PlainRunner, Stopped
-from tasks.stage import Engine
 from tests.e2e.test_smoke import digests, plans
-from tests.tasks.toy import Silent
+from tests.engine.toy import Silent
 
 ROOM = "400m"
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from bessemer import processes
-from bessemer.automations import TAG
+from services import background
+from services.automations import TAG
 from store.artifact import Artifact
 from store.catalogue import artifacts
 from store.root import open_root
 from store.storage import Storage
 from tests.e2e.installation import ROOT, Installation, copied, is_final, on_demand
-from tests.infra.worlds import Machine, Server, metadata_service, notice
+from tests.infra.machines.worlds import Machine, Server, metadata_service, notice
 
 pytestmark = [pytest.mark.e2e, on_demand]
 
@@ -43,10 +43,10 @@ def gpu_worker(installed: Installation, tmp_path: Path) -> Iterator[str]:
     variables = installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     name = f"gpu-{tmp_path.name}"
     command = [sys.executable, str(ROOT / "deployments" / "worker.py"), "--pool", "gpu", "--name", name, "--queues", "spot", "--limit", "1"]
-    process = processes.start(command, tmp_path / "worker.pid", tmp_path / "worker.log", variables, tmp_path)
-    assert processes.wait_until(lambda: installed.api.has_worker("gpu", name, 0), 60), processes.last_lines(tmp_path / "worker.log")
+    process = background.start(command, tmp_path / "worker.pid", tmp_path / "worker.log", variables, tmp_path)
+    assert background.wait_until(lambda: installed.api.has_worker("gpu", name, 0), 60), background.last_lines(tmp_path / "worker.log")
     yield name
-    processes.stop(process, 60)
+    background.stop(process, 60)
 
 
 def test_parts_run_in_their_pools_and_a_cancel_reaches_them_and_retry_keeps_what_is_done(
@@ -73,7 +73,7 @@ def test_parts_run_in_their_pools_and_a_cancel_reaches_them_and_retry_keeps_what
     installed.api.call("POST", f"/flow_runs/{id}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
     assert installed.wait(id, is_final, 60)["state"]["name"] == "Cancelled"
     assert installed.wait(before["train"]["id"], is_final, 60)["state"]["name"] == "Cancelled"
-    assert processes.wait_until(lambda: not installed.working(), 30), [process.cmdline() for process in installed.working()]
+    assert background.wait_until(lambda: not installed.working(), 30), [process.cmdline() for process in installed.working()]
 
     retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
     installed.api.call("POST", f"/flow_runs/{id}/set_state", retry)
@@ -103,10 +103,10 @@ def test_a_spot_notice_moves_training_to_another_machine_with_the_same_losses(
         (rank,) = [process for process in installed.working() if "training.child" in process.cmdline()]
         rank.suspend()  # forty steps may be over before a notice is read: it goes on when it is
         metadata.answers["spot/instance-action"] = notice(120)
-        assert processes.wait_until(lambda: "s left" in (tmp_path / "watcher.log").read_text(), 30)
+        assert background.wait_until(lambda: "s left" in (tmp_path / "watcher.log").read_text(), 30)
         time.sleep(1)
         rank.resume()
-        assert first.watcher is not None and processes.wait_until(lambda: not processes.is_alive(first.watcher), 120)
+        assert first.watcher is not None and background.wait_until(lambda: not background.is_alive(first.watcher), 120)
         run = installed.run(id)
         assert (run["state"]["name"], run["run_count"]) == ("AwaitingRetry", 1), (tmp_path / "watcher.log").read_text()
         assert not installed.working()
@@ -140,6 +140,6 @@ def test_a_training_run_of_two_nodes_borrows_a_machine_of_its_pool(installed: In
         assert lent["state"]["name"] == "Completed", lent["state"]
         assert TAG in lent["tags"]
         assert {each["labels"]["prefect.worker.name"] for each in (run, lent)} == {machine.name for machine in machines}
-        assert processes.wait_until(lambda: not installed.working(), 30), [process.cmdline() for process in installed.working()]
+        assert background.wait_until(lambda: not installed.working(), 30), [process.cmdline() for process in installed.working()]
     (found,) = [each for each in artifacts(undisturbed) if each.stage == "pretrain" and each.figures["steps"] == 8]
     assert (found.manifest["execution"]["ranks"], found.manifest["execution"]["nodes"]) == (2, 2)

@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bessemer.cli import main
 from bessemer.config import load
+from engine.runner import PlanRunner
+from engine.stage import Engine, Planned
+from flows.__main__ import main
 from store.root import open_root
 from store.storage import Storage
-from tasks.runner import PlanRunner
-from tasks.stage import Engine, Planned
 from tests.e2e.conftest import ROOT, arguments, command, run
 
 MARK = "BESSEMER_TEST_RUN"

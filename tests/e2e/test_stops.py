@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bessemer import processes
-from store.records import records
+from services import background
+from store.run_records import records
 from store.storage import Storage
 from tests.e2e.conftest import ROOT, command, run
 from tests.e2e.installation import at_work, on_demand
@@ -121,7 +121,7 @@ class Terminal:
         return b"".join(self._said).decode(errors="replace")
 
     def nothing_is_left(self) -> None:
-        assert processes.wait_until(lambda: not list(marked(self._mark)), 20), [other.cmdline() for other in marked(self._mark)]
+        assert background.wait_until(lambda: not list(marked(self._mark)), 20), [other.cmdline() for other in marked(self._mark)]
 
 
 def take_terminal(terminal: int) -> None:

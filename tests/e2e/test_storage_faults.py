@@ -1,8 +1,6 @@
 """The smoke preset through a faulty store, run again and again until BESSEMER_FAULTS faults were served (`make faults-all`)."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +10,7 @@ from store.verify import verify
 from tests.e2e.conftest import run
 from tests.e2e.installation import on_demand
 from tests.e2e.test_smoke import digests
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-from fault_proxy import FaultProxy
+from tests.store.fault_proxy import FaultProxy
 
 WANTED = int(os.environ.get("BESSEMER_FAULTS", "0"))
 SEED = int(os.environ.get("BESSEMER_FAULTS_SEED", "1"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bessemer.cli import main
+from flows.__main__ import main
 from store.artifact import Artifact
 from store.catalogue import artifacts
 from store.root import open_root

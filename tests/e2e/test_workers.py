@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bessemer import processes
-from bessemer.api import GONE
-from bessemer.automations import SILENT_S
 from bessemer.config import load
-from store.records import records
+from services import background
+from services.automations import SILENT_S
+from services.prefect_api import GONE
 from store.root import open_root
+from store.run_records import records
 from store.storage import Storage
 from tests.e2e.browser import PROGRAM, Browser
 from tests.e2e.installation import ROOT, Installation, at_work, copied, is_final, on_demand, where
@@ -40,8 +40,8 @@ def second(installed: Installation, tmp_path: Path) -> Iterator[subprocess.Popen
     environment = installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "2"}
     command = [sys.executable, str(ROOT / "deployments" / "worker.py"), "--pool", "cpu", "--name", "second"]
     with open(tmp_path / "second.log", "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=processes.default_signals)
-    assert processes.wait_until(lambda: installed.api.has_worker("cpu", "second", 0), 60), (tmp_path / "second.log").read_text()
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=background.default_signals)
+    assert background.wait_until(lambda: installed.api.has_worker("cpu", "second", 0), 60), (tmp_path / "second.log").read_text()
     yield process
     process.terminate()
     process.wait(60)
@@ -78,7 +78,7 @@ def test_worker_and_flow_killed_together_are_said_and_retry_goes_on_from_the_che
     assert len(family) >= 4, "wrapper, worker, flow and training child"
     for process in family:
         process.kill()
-    assert processes.wait_until(lambda: not any(map(processes.is_alive, family)), 10)
+    assert background.wait_until(lambda: not any(map(background.is_alive, family)), 10)
     assert installed.run(id)["state"]["name"] == "Running"
     installed.services("up")
     run = installed.run(id)
@@ -95,7 +95,7 @@ def test_a_stage_that_is_silent_for_minutes_is_left_alone(installed: Installatio
     def child() -> list[psutil.Process]:
         return [process for process in installed.working() if "training.child" in process.cmdline()]
 
-    assert processes.wait_until(lambda: bool(child()), 120)
+    assert background.wait_until(lambda: bool(child()), 120)
     (silent,) = child()
     silent.suspend()
     try:
@@ -140,9 +140,9 @@ def test_two_presets_at_once_share_their_first_stages_and_the_one_that_waits_say
 def test_down_in_the_middle_of_rays_work_leaves_no_process_and_the_run_goes_on_after_up(installed: Installation, tmp_path: Path):
     id = installed.start("curate", **{"storage.root": (tmp_path / "root").as_uri()})
     try:
-        assert processes.wait_until(lambda: any("ray::Map" in "".join(line) for _, line in installed.processes()), 120)
+        assert background.wait_until(lambda: any("ray::Map" in "".join(line) for _, line in installed.processes()), 120)
         installed.services("down")
-        assert processes.wait_until(lambda: not installed.processes(), 20), installed.processes()
+        assert background.wait_until(lambda: not installed.processes(), 20), installed.processes()
     finally:
         installed.services("up")
     run = installed.wait(id, is_final)
@@ -155,11 +155,11 @@ def test_a_flow_that_gets_sigterm_while_ray_starts_or_works_is_handed_back_and_g
 ):
     storage = copied(undisturbed, s3, "deduplicate")
     id = installed.start("pretrain", **where(storage))
-    assert processes.wait_until(lambda: at_work(program, "BESSEMER_HOME", str(installed.home)) is not None, 120), installed.lines(id)
+    assert background.wait_until(lambda: at_work(program, "BESSEMER_HOME", str(installed.home)) is not None, 120), installed.lines(id)
     process = psutil.Process(int(installed.run(id)["infrastructure_pid"]))
     family = [process, *process.children(recursive=True)]
     process.terminate()
-    assert processes.wait_until(lambda: not any(map(processes.is_alive, family)), 20)
+    assert background.wait_until(lambda: not any(map(background.is_alive, family)), 20)
     run = installed.wait(id, is_final)
     assert (run["state"]["name"], run["run_count"]) == ("Completed", 2), run["state"]
     assert [value["state"] for _, value in records(storage)][-2:] == ["checkpointed", "completed"]
@@ -171,13 +171,13 @@ def test_a_run_that_is_cancelled_in_the_ui_leaves_no_process_and_is_not_taken_up
 ):
     storage = copied(undisturbed, s3, stage)
     id = installed.start("pretrain", **where(storage))
-    assert processes.wait_until(lambda: at_work(program, "BESSEMER_HOME", str(installed.home)) is not None, 120), installed.lines(id)
+    assert background.wait_until(lambda: at_work(program, "BESSEMER_HOME", str(installed.home)) is not None, 120), installed.lines(id)
     process = psutil.Process(int(installed.run(id)["infrastructure_pid"]))
     family = [process, *process.children(recursive=True)]
     cancel(installed, id, tmp_path)
     run = installed.wait(id, is_final, 60)
     assert run["state"]["name"] == "Cancelled", run["state"]
-    assert processes.wait_until(lambda: not any(map(processes.is_alive, family)), 20), [
+    assert background.wait_until(lambda: not any(map(background.is_alive, family)), 20), [
         each.cmdline() for each in family if each.is_running()
     ]
     assert not manifests(storage, stage)

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import secrets
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,10 +20,8 @@ from store.digests import digest_of_bytes
 from store.root import open_root
 from store.storage import Storage
 from store.verify import verify
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "tasks"), str(Path(__file__).parent)]
-import toy  # noqa: E402
-from fault_proxy import FINAL, HEALING, FaultProxy  # noqa: E402
+from tests.engine import toy
+from tests.store.fault_proxy import FINAL, HEALING, FaultProxy
 
 WANTED = int(os.environ.get("BESSEMER_FAULTS", "100"))
 SEED = int(os.environ.get("BESSEMER_FAULTS_SEED", "1"))
@@ -92,7 +89,7 @@ def once(proxy: FaultProxy, kind: str):
     turns = itertools.count()
 
     def draw(method: str) -> str | None:
-        from fault_proxy import _can
+        from tests.store.fault_proxy import _can
 
         proxy.requests += 1
         return kind if _can(kind, method) and next(turns) % 2 == 0 else None
@@ -197,8 +194,8 @@ PLANTED = {"AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED42", "AWS_SECRET_ACCESS_KEY":
 
 def test_a_planted_key_reaches_no_object_no_log_and_no_message(s3_server: str, monkeypatch, caplog, capfd):
     """Through whole runs, one that ends well and one whose error repeats the key; the run's record, an override with it included."""
-    from store.records import recorded, records
-    from tasks.records import Recording
+    from engine.recording import Recording
+    from store.run_records import recorded, records
 
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -20,13 +19,11 @@ from store import gc, pins
 from store.artifact import find
 from store.attempt import Attempt
 from store.catalogue import shelves
-from store.records import RunRecord
 from store.root import open_root
+from store.run_records import RunRecord
 from store.storage import Storage
 from store.verify import verify
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
-import toy
+from tests.engine import toy
 
 DAY = 86_400.0
 ROOMS = itertools.count()

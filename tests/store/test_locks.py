@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bessemer import processes
+from services import background
 from store.locks import hold
 from store.storage import Storage
 
@@ -74,7 +74,7 @@ def test_a_lock_that_this_process_could_not_let_go_is_free_and_one_that_it_holds
         assert not said
         other = threading.Thread(target=lambda: _hold_once(local, said))
         other.start()
-        assert processes.wait_until(lambda: len(said) == 1, 10)
+        assert background.wait_until(lambda: len(said) == 1, 10)
     other.join(10)
     assert "which makes the same artifact" in said[0] and said[1:] == ["held"]
 

@@ -1,7 +1,6 @@
 """Bytes that changed behind our back: found, named and made again, whatever kind of file they are in."""
 
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,16 +10,14 @@ import pytest
 from safetensors.numpy import save
 
 from contract.ledger import Ledger
+from engine.stage import Output, stage
 from store.attempt import Attempt
 from store.checked import dump_checked, load_checked
 from store.checkpoints import Checkpoints
 from store.locks import hold
 from store.storage import Storage
 from store.verify import verify
-from tasks.stage import Output, stage
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
-import toy
+from tests.engine import toy
 
 KINDS = ("table.parquet", "value.json", "model/model.safetensors", "log.txt")
 

@@ -14,10 +14,10 @@ import zstandard
 from contract.config import Frozen, RunOptions
 from contract.ledger import Count, Ledger
 from contract.schemas import DECISIONS, DOCUMENTS, SPLIT, document_id
+from engine.stage import Engine, Output, Stage, stage
 from filters.config import FiltersConfig, GatesConfig
 from store.artifact import Artifact
 from store.root import open_root
-from tasks.stage import Engine, Output, Stage, stage
 
 ITEMS = pa.schema([("context", pa.string()), ("choices", pa.list_(pa.string()))])
 ITEM = "On the third morning the old surveyor climbed the northern ridge with a brass sextant and measured the height of the sun"

@@ -8,21 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from bessemer.takedown import look_up
 from contract.config import Frozen, RunOptions
 from contract.errors import InputError
 from contract.ledger import Ledger
 from contract.schemas import document_id
+from engine.stage import Engine, Output, stage
 from evaluation.gold import MODEL, Gold, Squash, distinct_3, ends, tokens
 from filters.config_split import SplitConfig
-from filters.split import GROUPS
+from filters.group_split import GROUPS
 from sources.config import AlignDataConfig, IngestConfig, IngestIdentity, Source
 from sources.preferences import Pair
 from sources.removals import Removal, record
 from store.artifact import Artifact
 from store.root import open_root
 from tasks.align_data import AlignDataIdentity, _by_side, align_data
-from tasks.stage import Engine, Output, stage
-from tasks.takedown import look_up
 
 WORDS = "a the number list of words that are joined and sorted by their name when it is given".split()  # noqa: SIM905
 SIDES = ("train", "validation", "test")

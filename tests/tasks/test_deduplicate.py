@@ -19,15 +19,15 @@ from contract.schemas import DECISIONS, DOCUMENTS, SPLIT, document_id
 from dedup.config import DeduplicateConfig
 from dedup.steps import READS
 from dedup.steps import deduplicate as in_memory
+from engine.parts import stop_ray
+from engine.stage import Engine, Output, Stage, stage
 from filters.config_split import SplitConfig
 from store.artifact import Artifact
 from store.root import open_root
 from store.storage import Storage
 from tasks import deduplicate as program
 from tasks.deduplicate import deduplicate
-from tasks.parts import stop_ray
 from tasks.split import split
-from tasks.stage import Engine, Output, Stage, stage
 
 
 class Plan(Frozen):

@@ -15,12 +15,12 @@ from contract.config import Frozen, RunOptions
 from contract.errors import InputError
 from contract.ledger import Count, Ledger
 from contract.schemas import document_id
+from engine.stage import Engine, Output, Stage, stage
 from evaluation.config import ItemsConfig, NamedTask
 from evaluation.items import named_items
 from store.artifact import Artifact
 from store.root import open_root
 from tasks.eval_tasks import MOST_BYTES, _lines, eval_tasks
-from tasks.stage import Engine, Output, Stage, stage
 
 
 class Notes:

@@ -16,6 +16,8 @@ from contract.config import Frozen, RunOptions
 from contract.errors import InputError
 from contract.ledger import Ledger
 from contract.schemas import TOKENS, document_id
+from engine.installed_tools import tool
+from engine.stage import Engine, Output, Stage, stage
 from evaluation.config import EvaluateConfig
 from evaluation.gold import Gold
 from evaluation.items import ITEMS
@@ -25,8 +27,6 @@ from models.transformer import ScalarModel, Transformer, initialise
 from store.artifact import Artifact
 from store.root import open_root
 from tasks.evaluate import evaluate
-from tasks.stage import Engine, Output, Stage, stage
-from tasks.tools import tool
 from tests.rounding import rounding, through
 from tokens.config import TokenizerConfig
 from tokens.trainer import train

@@ -19,6 +19,7 @@ from contract.config import Frozen, RunOptions
 from contract.errors import InputError, IntegrityError
 from contract.ledger import Count, Ledger
 from contract.schemas import blocks_schema
+from engine.stage import Engine, Output, Stage, stage
 from evaluation.claims import MAX_LOGIT_DIFFERENCE
 from evaluation.config_export import ExportConfig
 from filters.config import FiltersConfig
@@ -30,7 +31,6 @@ from store.root import open_root
 from store.storage import Storage
 from tasks.export import FIXED_TEXTS, export, prompts
 from tasks.export_check import load_by_transformers, same_greedy, verify
-from tasks.stage import Engine, Output, Stage, stage
 from tests.rounding import rounding
 from tokens.config import TokenizerConfig
 from tokens.trainer import train

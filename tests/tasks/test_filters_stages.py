@@ -14,8 +14,11 @@ import pytest
 from contract.errors import GateFailed, InputError
 from contract.ledger import Ledger
 from contract.schemas import blocks_schema
+from engine.stage import stage
 from filters.materialise import materialise
-from tasks.gates import gate_ingest, gate_mix, gate_select
+from tasks.gate_ingest import gate_ingest
+from tasks.gate_mix import gate_mix
+from tasks.gate_select import gate_select
 from tasks.score_contamination import score_contamination
 from tasks.score_language import score_language
 from tasks.score_perplexity import score_perplexity
@@ -23,7 +26,6 @@ from tasks.score_pii import score_pii
 from tasks.score_rules import score_rules
 from tasks.score_toxicity import score_toxicity
 from tasks.select import select
-from tasks.stage import stage
 
 _spec = importlib.util.spec_from_file_location("filters_corpus", Path(__file__).parent / "corpus.py")
 assert _spec is not None and _spec.loader is not None

@@ -15,10 +15,10 @@ import pytest
 
 from bessemer.config import Preset, load
 from contract.config import canonical_json
+from engine.runner import PlanRunner
+from engine.stage import Engine, Planned
 from store.root import open_root
 from store.storage import Storage
-from tasks.runner import PlanRunner
-from tasks.stage import Engine, Planned
 
 PINNED = Path(__file__).with_name("fingerprints.json")
 CORPUS = [{"text": f"Document {i} of a fixture corpus: it has words enough to be read, and nothing else."} for i in range(20)]

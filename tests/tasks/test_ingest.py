@@ -16,12 +16,12 @@ import pytest
 from contract.config import RunOptions
 from contract.errors import InputError
 from contract.schemas import DOCUMENTS, document_id
+from engine.stage import Engine
 from sources.config import IngestConfig, Source
 from store.artifact import Artifact
 from store.root import open_root
 from store.storage import Storage
 from tasks.ingest import ingest
-from tasks.stage import Engine
 
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); import test_ingest; test_ingest.run_here(*sys.argv[2:])"
 

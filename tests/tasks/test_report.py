@@ -10,13 +10,13 @@ import pytest
 
 from contract.config import Frozen, RunOptions
 from contract.ledger import Count, Ledger
+from engine.stage import Engine, Output, stage
 from evaluation.charts import POINTS
 from filters.config import RuleSet
 from store.artifact import Artifact
 from store.root import open_root
 from tasks.report import HISTOGRAM_ROWS, collect, judged, report
 from tasks.select import Selecting
-from tasks.stage import Engine, Output, stage
 
 SIGNAL = np.concatenate([np.random.default_rng(0).normal(10, 2, 995), [1e6] * 5])
 RULES = {"web": RuleSet(min_words=40), "code": RuleSet(min_words=5)}

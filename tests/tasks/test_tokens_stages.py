@@ -15,10 +15,10 @@ from contract.config import Frozen, RunOptions
 from contract.errors import InputError
 from contract.ledger import Count, Ledger
 from contract.schemas import DECISIONS, DOCUMENTS, SPANS, SPLIT, TOKENS, blocks_schema, document_id
+from engine.stage import Engine, Output, Stage, stage
 from store.artifact import Artifact
 from store.root import open_root
 from tasks.mix import mix
-from tasks.stage import Engine, Output, Stage, stage
 from tasks.tokenize import tokenize
 from tasks.train_tokenizer import train_tokenizer
 from tokens.config import MixConfig, TokenizerConfig

@@ -13,6 +13,7 @@ from contract.config import Frozen, RunOptions
 from contract.errors import ConfigError, InputError
 from contract.ledger import Ledger
 from contract.schemas import blocks_schema
+from engine.stage import Engine, Output, Stage, stage
 from evaluation.gold import MODEL, SETTINGS
 from models.config import ModelConfig
 from models.conversion import load_folder
@@ -24,7 +25,6 @@ from tasks.ppo import ppo
 from tasks.pretrain import pretrain
 from tasks.reward import reward
 from tasks.sft import sft
-from tasks.stage import Engine, Output, Stage, stage
 from tokens.config import TokenizerConfig
 from tokens.encoder import Encoder
 from tokens.trainer import train

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import small
 
 from tests.rounding import rounding
-from training.checkpoints import Saver
+from training.checkpoint_folder import Saver
 from training.engine_plain import Batch, PlainEngine
 from training.guard import Guard
 from training.loader import Blocks, Rows

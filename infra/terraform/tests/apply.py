@@ -20,14 +20,12 @@ from typing import Any
 import boto3
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "deployments"), str(ROOT)]
-sys.path.append(str(ROOT / "tests" / "infra"))
-
-from deploy_workers import Stack  # noqa: E402
-from refusals import refusals  # noqa: E402
-from test_terraform import MIRRORS  # noqa: E402
+sys.path[:0] = [str(ROOT)]
 
 from contract.errors import PipelineError  # noqa: E402
+from infra.machines.deploy_workers import Stack  # noqa: E402
+from infra.terraform.tests.refusals import refusals  # noqa: E402
+from tests.infra.test_terraform import MIRRORS  # noqa: E402
 
 OVERRIDE = """
 provider "aws" {
@@ -78,7 +76,7 @@ def start_emulator(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def check(folder: Path, preset: str, environment: str) -> None:
-    subprocess.run(["cp", "-r", str(ROOT / "infra"), str(ROOT / "deployments"), str(folder)], check=True)
+    subprocess.run(["cp", "-r", str(ROOT / "infra"), str(folder)], check=True)
     infra = folder / "infra" / "terraform"
     (infra / "moto_override.tf").write_text(OVERRIDE)
     mark = secrets.token_hex(3)

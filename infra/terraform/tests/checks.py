@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
+MACHINES = ROOT / "infra" / "machines"
 CACHE = ROOT / ".cache" / "infra"
 PACKAGES = ["checkov==3.3.30", "configobj==5.0.9", "jsonpatch==1.33", "oauthlib==3.3.1"]  # the last three: cloud-init's
 SKIP = re.compile(r"checkov:skip=\S+?(:|$)\s*(.*)")
@@ -65,13 +66,13 @@ def user_data(python: Path) -> bool:
 def render(name: str) -> str:
     """The template with values of the kinds that the modules give it, by Terraform itself."""
     values = {
-        "fetch_script": (ROOT / "deployments" / "cloud-init" / "fetch.sh").read_text(), "region": "us-east-1", "group": "g", "pool": "gpu",
+        "fetch_script": (MACHINES / "cloud-init" / "fetch.sh").read_text(), "region": "us-east-1", "group": "g", "pool": "gpu",
         "queues": ["spot"], "prefect_api_url": "https://10.42.0.10/api", "prefect_secret": "arn:a", "storage_root": "s3://b/runs",
         "release_uri": "s3://b/releases/x.tar.gz", "release_sha256": "0" * 64, "address": "10.42.0.10", "secret": "arn:a", "database": "d",
         "database_secret": "arn:d", "groups": {"spot": "s", "on-demand": "o"}, "fallback_minutes": 15, "idle_minutes": 10,
         "stop_policy": "arn:p", "scaler_role": "r",
     }  # fmt: skip
-    template = ROOT / "deployments" / "cloud-init" / f"{name}.yaml.tftpl"
+    template = MACHINES / "cloud-init" / f"{name}.yaml.tftpl"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "values.json").write_text(json.dumps(values))
         question = f'jsonencode(templatefile("{template}", jsondecode(file("{folder}/values.json"))))\n'
@@ -111,7 +112,7 @@ def units(_: Path) -> bool:
         return False
     with tempfile.TemporaryDirectory() as folder:
         copies = []
-        for unit in sorted((ROOT / "deployments" / "systemd").iterdir()):
+        for unit in sorted((MACHINES / "systemd").iterdir()):
             copy = Path(folder) / unit.name
             copy.write_text(
                 re.sub(r"^(ExecStart=)/opt/bessemer/\S+/python", rf"\g<1>{sys.executable}", unit.read_text(), flags=re.MULTILINE)

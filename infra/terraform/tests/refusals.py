@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import boto3
-from deploy_workers import Stack
 
 from contract.errors import PipelineError
+from infra.machines.deploy_workers import Stack
 
 VPC = "-target=module.network.aws_vpc.this"
 

@@ -1,4 +1,4 @@
-# Two groups, spot and on-demand, both empty until deployments/scaler.py sizes them from the queues' depth. It shifts what spot does not
+# Two groups, spot and on-demand, both empty until infra/machines/scaler.py sizes them from the queues' depth. It shifts what spot does not
 # fill to on-demand: a percentage inside one group would buy on-demand machines at once, or never. AWS itself ends no machine here:
 # all are protected from scale-in, and the scaler ends idle ones by their id.
 
@@ -132,7 +132,7 @@ resource "aws_autoscaling_group" "this" {
   }
 }
 
-# Whoever ends a machine, its watcher (deployments/spot.py) gets three minutes to let the flow checkpoint.
+# Whoever ends a machine, its watcher (infra/machines/spot_watcher.py) gets three minutes to let the flow checkpoint.
 resource "aws_autoscaling_lifecycle_hook" "drain" {
   for_each = local.groups
 

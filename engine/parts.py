@@ -1,0 +1,286 @@
+"""Map a stage over its parts by Ray Data, each part sealed when it is done. The only user of Ray besides the cluster launcher.
+
+Ray starts with the first stage that has more than one part, on `ray_address` when one is set, and stops before training.
+Order, names and content do not depend on it: a part's work writes files of fixed names, and results return in plan order.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import secrets
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from contract.config import RunOptions
+from contract.errors import ConfigError, InputError, IntegrityError, PipelineError, StageFailed, said
+from engine.stage import Output
+from store.artifact import FileRecord
+from store.attempt import Attempt
+
+Work = Callable[[dict[str, Any], "PartWriter"], dict[str, Any]]
+Sealed = tuple[str, list[FileRecord], dict[str, Any]]
+
+LAST_WORDS_S = 3.0
+"""How long Ray may take to bring the last that its workers said. It takes a tenth of a second, unless one of them died."""
+MOST_DEATHS = 3
+"""So often a part whose worker died is given to another; Ray Data's own number is without end."""
+SAID: queue.SimpleQueue[str] = queue.SimpleQueue()
+"""What Ray's workers wrote to stderr. Ray hears of it on a thread of its own; Prefect's log knows a run by the thread of its stage."""
+END_OF_PART = "bessemer: the end of a part "
+"""A line by which a worker says so on stderr: what it had to say of the part came before."""
+
+SESSION: list[str] = []
+"""The socket of the Ray that this process has started; its processes are known by it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit of work: a name that no other part of the stage has, and what the work needs to know."""
+
+    name: str
+    spec: dict[str, Any]
+
+
+@dataclass
+class PartWriter:
+    """Where a part's work writes. Files with content=False serve later steps of the stage and are not published."""
+
+    attempt: Attempt
+    files: list[FileRecord] = field(default_factory=list)
+    inner: set[str] = field(default_factory=set)
+
+    def table(self, name: str, table: pa.Table, content: bool = True) -> None:
+        self._add(self.attempt.table(name, table, content), content)
+
+    def bytes(self, name: str, data: bytes, content: bool = True) -> None:
+        self._add(self.attempt.bytes(name, data, content), content)
+
+    def _add(self, record: FileRecord, content: bool) -> None:
+        self.files.append(record)
+        if not content:
+            self.inner.add(record.name)
+
+
+def map_parts(out: Output, work: Work, parts: Sequence[Part], meanwhile: Callable[[], None] | None = None) -> list[dict[str, Any]]:
+    """Run `work` for every part that no earlier attempt sealed; return the works' results in the order of `parts`.
+
+    `meanwhile` is done on a thread of its own if Ray has to be started, which leaves a core idle for seconds.
+    """
+    if len({part.name for part in parts}) != len(parts):
+        raise IntegrityError(f"{out.attempt.stage}: two parts have one name")
+    done = {part.name: out.sealed[part.name] for part in parts if part.name in out.sealed}
+    out.adopted += len(done)
+    missing = [part for part in parts if part.name not in done]
+    for finished, (name, files, result) in enumerate(_map(out, work, missing, meanwhile), start=len(done) + 1):
+        done[name] = (files, result)
+        out.progress(finished, len(parts), "parts")
+    for part in parts:
+        for record in done[part.name][0]:
+            out.add(record, intermediate=not record.content)
+    return [done[part.name][1] for part in parts]
+
+
+def _map(out: Output, work: Work, parts: Sequence[Part], meanwhile: Callable[[], None] | None) -> Iterator[Sealed]:
+    attempt, run = out.attempt, out.run
+    workers = run.workers or os.cpu_count() or 1
+    if len(parts) <= 1 or (workers == 1 and run.ray_address is None):
+        for part in parts:
+            yield _sealed_part(attempt, work, part)
+        return
+    begun = time.monotonic()
+    import cloudpickle
+    import ray
+
+    if meanwhile is not None and not ray.is_initialized():
+        threading.Thread(target=meanwhile, daemon=True).start()
+    if start_ray(run):
+        out.execution["ray_start_s"] = round(time.monotonic() - begun, 1)
+    refuse_unshared(attempt.storage.uri)
+    how = cloudpickle.dumps((attempt, work))  # as bytes: an object that a worker cannot load would be retried for ever by Ray Data
+    words = Words(out)
+    mark = words.mark  # alone: a worker has no log
+
+    def call(row: dict[str, Any]) -> dict[str, Any]:
+        attempt, work = cloudpickle.loads(how)
+        part = cloudpickle.loads(row["part"])
+        try:
+            return {"sealed": cloudpickle.dumps(_sealed_part(attempt, work, part))}
+        except Exception as error:  # carried as a value: Ray would wrap it beyond recognition
+            return {"sealed": cloudpickle.dumps(_portable(error, f"{attempt.stage}: {part.name}"))}
+        finally:
+            print(mark, file=sys.stderr, flush=True)
+
+    items = [{"part": cloudpickle.dumps(part)} for part in parts]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray means to take max_retries away and has nothing in its place (2.60)
+        rows = ray.data.from_items(items, override_num_blocks=len(items)).map(call, num_cpus=1, max_retries=MOST_DEATHS)
+    try:
+        for come, row in enumerate(rows.iter_rows(), start=1):
+            sealed = cloudpickle.loads(row["sealed"])
+            if isinstance(sealed, Exception):
+                words.wait_for(come)
+                raise sealed
+            yield sealed
+            words.pass_on()
+        words.wait_for(len(parts))
+    except ray.exceptions.RayError as error:
+        words.wait_for(len(parts))
+        raise StageFailed(
+            f"{attempt.stage}: a worker was killed or crashed {MOST_DEATHS + 1} times over: out of memory? "
+            "Make room, or lower run.workers, and run it again: it goes on with the parts that are left."
+        ) from error
+
+
+def _portable(error: Exception, where: str) -> Exception:
+    """An error that can be read where it is not known how it was made, with its traceback as a note."""
+    ours = error if isinstance(error, PipelineError | OSError) else StageFailed(f"{where} failed with {said(error)}")
+    ours.add_note(f"In a worker:\n{traceback.format_exc()}")
+    return ours
+
+
+@dataclass
+class Words:
+    """What the workers of a stage write to stderr, into the stage's log. Ray brings a worker's lines in their order, and late."""
+
+    out: Output
+    mark: str = field(default_factory=lambda: END_OF_PART + secrets.token_hex(8))
+    ended: int = 0
+    """Parts of which nothing more will come."""
+    said: set[str] = field(default_factory=set)
+
+    def pass_on(self) -> None:
+        """What has come since; what many of them say, once."""
+        lines = []
+        while not SAID.empty():
+            lines.append(SAID.get())
+        self.ended += lines.count(self.mark)
+        for line in lines:
+            if line.strip() and line not in self.said and not line.startswith(END_OF_PART):
+                self.said.add(line)
+                self.out.warn(f"a worker says: {line}")
+
+    def wait_for(self, parts: int) -> None:
+        deadline = time.monotonic() + LAST_WORDS_S
+        self.pass_on()
+        while self.ended < parts and time.monotonic() < deadline:
+            time.sleep(0.02)
+            self.pass_on()
+
+
+def _hear_workers() -> None:
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    def hear(said: dict[str, Any]) -> None:
+        for line in said["lines"] if said["is_err"] else ():
+            SAID.put(line)
+
+    for name in ("ray_print_logs", "bessemer"):  # Ray's own prints to the terminal, between our lines; ours may be of an earlier start
+        dispatcher.remove_handler(name)
+    dispatcher.add_handler("bessemer", hear)
+
+
+def _sealed_part(attempt: Attempt, work: Work, part: Part) -> Sealed:
+    writer = PartWriter(attempt)
+    result = work(part.spec, writer)
+    attempt.seal(part.name, writer.files, result)
+    return part.name, writer.files, result
+
+
+def start_ray(run: RunOptions) -> bool:
+    """Start Ray on this machine, or join `ray_address`; False when it runs already."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of its token at every start
+    _leave_sigterm_alone()
+    own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
+    try:
+        ray.init(
+            address=run.ray_address or "local",
+            include_dashboard=None if run.ray_address else False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            log_to_driver=True,
+            **own,
+        )
+    except ConnectionError as error:
+        raise InputError(
+            f"no Ray cluster answers at run.ray_address {run.ray_address} ({str(error).splitlines()[0]}). Start one there by "
+            "`ray start --head` and have this machine join it, or leave run.ray_address out."
+        ) from error
+    if not run.ray_address:
+        SESSION.append(str(ray.nodes()[0]["RayletSocketName"]))
+    _hear_workers()
+    _schedule_promptly()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    _ = ray.data.from_items([0])  # Ray Data sets its loggers up with the first data set, over what was set before
+    for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
+        logging.getLogger(name).setLevel(level)
+    return True
+
+
+def _leave_sigterm_alone() -> None:
+    """Ray's driver answers SIGTERM itself from its start on, in Python and in C++ (2.60): the process would end as if it had crashed, its
+    run's record left `running`. The second has a setting, but one that is read at import."""
+    from ray._private import ray_constants, utils
+
+    utils.set_sigterm_handler = lambda _: None
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+
+
+def _schedule_promptly() -> None:
+    """Ray Data is made for hours: our maps often take a second, of which it would idle half (2.60; no setting reaches these two).
+
+    A data set begins with no resources, so with one task at a time, until it asks for them again; and it looks for a task that
+    has ended when all have, or after a while.
+    """
+    from ray.data._internal.execution import resource_manager, streaming_executor_state
+
+    resource_manager.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.02  # type: ignore[assignment]  # was 1 s
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.02  # was 0.1 s
+
+
+def refuse_unshared(root: str) -> None:
+    """What one machine writes to file:// another one does not see. Raises ConfigError where the cluster has others."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    own = {node["NodeManagerAddress"] for node in alive if node["NodeID"] == ray.get_runtime_context().get_node_id()}
+    far = sorted({node["NodeManagerAddress"] for node in alive} - own)
+    if far and root.startswith("file:"):
+        raise ConfigError(
+            f"the Ray cluster at run.ray_address has other machines ({', '.join(far)}), which do not have storage.root {root}. "
+            "Set storage.root to s3://BUCKET/PREFIX, or leave run.ray_address out."
+        )
+
+
+def stop_ray() -> None:
+    """Give the machine's memory back before training; the next data stage starts Ray anew."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
+    while SESSION:
+        _end_left(SESSION.pop())
+
+
+def _end_left(socket: str) -> None:
+    """A worker that was starting when its raylet went looks for it for most of a minute; its command line names the raylet's socket."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any(socket in argument for argument in process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.Error):
+                process.kill()

@@ -1,0 +1,15 @@
+"""A journal that also notes every artifact in the run's record, before the next stage reads it."""
+
+from engine.stage import Journal
+from store.artifact import Artifact
+from store.run_records import RunRecord
+
+
+class Recording:
+    def __init__(self, journal: Journal, record: RunRecord) -> None:
+        self._journal, self._record = journal, record
+        self.started, self.progress, self.warn = journal.started, journal.progress, journal.warn
+
+    def finished(self, artifact: Artifact, state: str, why: str, seconds: float) -> None:
+        self._record.used(artifact, state)
+        self._journal.finished(artifact, state, why, seconds)

@@ -1,0 +1,64 @@
+"""A flow's body under Prefect: the configuration checked before anything runs, the stages as task runs, a summary at the end."""
+
+import gc
+import logging
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+
+from bessemer.config import Config, Preset, load
+from bessemer.summary import Summary
+from contract.environment_variables import prepare_environment
+from engine.parts import stop_ray
+from engine.prefect_runner import PrefectJournal, PrefectRunner, ending_in_a_sentence, stop_on_sigterm
+from engine.ranks import Pool
+from engine.recording import Recording
+from engine.runner import Runner
+from engine.stage import Engine
+from flows.borrow_machines import BorrowedMachines
+from flows.lend_machine import share_token
+from flows.send_parts import PartSender
+from store.run_records import recorded
+
+log = logging.getLogger("bessemer")
+
+
+Body = Callable[[Runner, Config], dict[str, Any]]
+
+
+def in_prefect(flow: str, body: Body, preset: Preset, overrides: dict[str, Any] | None) -> State | None:
+    return ending_in_a_sentence(lambda: _run(flow, body, preset, overrides or {}))
+
+
+def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> None:
+    prepare_environment()
+    gc.freeze()  # what is imported stays: passing over it at every collection takes half a second of a run that is all Cached
+    log.setLevel(logging.INFO)  # Prefect gives loggers of ours the root's level, WARNING
+    started = time.monotonic()
+    config = load(preset.value, overrides)
+    storage = config.store()
+    storage.probe()
+    before = signal.getsignal(signal.SIGTERM)
+    sender = PartSender(preset.value, overrides, config)
+    if flow == "pretrain":
+        sender.refuse_what_is_here_alone()
+    stop_on_sigterm(on_cancel=sender.cancel)
+    if config.run.ray_address is None:
+        share_token()
+    Pool.gather = BorrowedMachines(sender)
+    try:
+        with recorded(storage, flow, preset.value, overrides) as record:
+            journal = Recording(PrefectJournal(), record)
+            engine = Engine(storage, config, config.run, journal, preset.value)
+            made = body(PrefectRunner(engine, sender=sender.for_part), config)
+    finally:
+        stop_ray()
+        signal.signal(signal.SIGTERM, before)
+    summary = Summary(made, time.monotonic() - started)
+    log.info("\n".join(summary.lines()))
+    title = f"{flow}, preset {preset.value}" + (f": {summary.held}" if summary.claims else "")
+    create_markdown_artifact(summary.markdown(), key=f"{flow}-summary", description=title)

@@ -1,0 +1,95 @@
+"""join: lends this machine to a training run that spans several (`run.nodes`), for as long as that one wants it.
+
+Sent by the training run to its own pool, so the machines are started, kept and given back like those of any run. Not for people.
+"""
+
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+from uuid import UUID
+
+import prefect.runtime
+import psutil
+from prefect import flow, get_client
+from prefect.client.schemas.objects import State
+
+from contract.environment_variables import prepare_environment
+from contract.errors import StageFailed
+from engine.prefect_runner import ending_in_a_sentence
+from services.background import die_with_parent, is_alive, send
+
+log = logging.getLogger("bessemer")
+
+POLL_S = 3.0
+STORE_BYTES = 2**28  # it holds messages of 64 MB (engine/ranks_on_ray.py)
+RELEASED = "released"
+"""The tag by which the run that waited says that it is done with this machine."""
+
+
+@flow(name="join")
+def join(address: str, run: str, attempt: int) -> State | None:
+    """Join the Ray cluster of a training run.
+
+    Args:
+        address: Where the head of its cluster listens.
+        run: The id of the run that trains.
+        attempt: Its run count; the next attempt asks for machines of its own.
+    """
+    prepare_environment()
+    share_token()
+    return ending_in_a_sentence(lambda: lend(address, run, attempt))
+
+
+def lend(address: str, run: str, attempt: int) -> None:
+    log.setLevel(logging.INFO)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", address, "--block", "--disable-usage-stats"]
+    command += ["--object-store-memory", str(STORE_BYTES)]
+    node = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: checkpoint(node.pid))
+    log.info(f"this machine is part of the Ray cluster at {address}")
+    try:
+        while node.poll() is None and is_wanted(run, attempt):
+            time.sleep(POLL_S)
+        if node.poll() is not None and is_wanted(run, attempt):
+            raise StageFailed(f"this machine could not stay in the Ray cluster at {address}; above is what Ray says (span_machines?)")
+    finally:
+        node.terminate()
+        node.wait()
+    log.info("given back")
+
+
+def share_token() -> None:
+    """Machines that know the Prefect server's password know the token of each other's Ray, which nobody else then gets into.
+
+    Left alone, Ray draws one for each machine. Where the server has no password, Ray is as open as the server is.
+    """
+    secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_KEY") or ""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = hashlib.sha256(f"ray {secret}".encode()).hexdigest()
+
+
+def checkpoint(node: int) -> None:
+    """This machine goes away: its ranks are asked to stop, upon which all ranks of the run checkpoint and the run comes again."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for process in psutil.Process(node).children(recursive=True):
+        if is_rank(process):
+            send(process, signal.SIGTERM)
+
+
+def is_rank(process: psutil.Process) -> bool:
+    try:
+        return is_alive(process) and "MASTER_PORT" in process.environ()
+    except psutil.Error:
+        return False
+
+
+def is_wanted(run: str, attempt: int) -> bool:
+    with get_client(sync_client=True) as client:
+        waits: Any = client.read_flow_run(UUID(run))
+        own = client.read_flow_run(UUID(str(prefect.runtime.flow_run.id)))
+    return waits.state.is_running() and waits.run_count == attempt and RELEASED not in own.tags

@@ -1,0 +1,66 @@
+"""`make down`: worker, reports, server and profile, after the active runs have said where they stopped."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from services import background, profiles
+from services.paths_and_ports import Clone, one_at_a_time, say
+from services.prefect_api import Api
+from services.up import SETTLE_S
+
+
+def down() -> None:
+    """Pause, let the flows say where they stopped, then worker, server and the former profile. In this order: the worker would
+    kill its flows without a word, and a flow cannot report to a server that is gone."""
+    clone = Clone.from_environment()
+    with one_at_a_time(clone):
+        state = clone.state()
+        api = Api(state["api_url"]) if state.get("api_url") else None
+        alone = api is not None and not state.get("external") and api.is_healthy()
+        with paused(api) if api and alone else contextlib.nullcontext():
+            stop_worker(clone, api if alone or (api and api.is_healthy()) else None, bool(alone))
+        if (reports := background.running(clone.reports_pid)) is not None:
+            background.stop(reports, 5)
+        server = background.running(clone.server_pid)
+        if server is not None:
+            background.stop(server, 15)
+            say("server", "stopped")
+        if "profile" in state:
+            active = profiles.restore(Path(state["profiles_file"]), state["profile"])
+            say("profile", f"{active or 'Prefect’s default'} is selected again")
+        forget(clone)
+        if server is None and not state:
+            say("server", "nothing runs")
+
+
+@contextlib.contextmanager
+def paused(api: Api) -> Iterator[None]:
+    """No worker takes up again what is asked to stop."""
+    pools = [pool["name"] for pool in api.pools() if not pool["is_paused"]]
+    for pool in pools:
+        api.pause(pool, True)
+    try:
+        yield
+    finally:
+        for pool in pools:
+            api.pause(pool, False)
+
+
+def stop_worker(clone: Clone, api: Api | None, alone: bool) -> None:
+    worker = background.running(clone.worker_pid)
+    flows = len(background.flow_processes(clone.worker_name))
+    if worker is not None:
+        if flows:
+            say("runs", f"{flows} active: stopping, at most {SETTLE_S} s")
+        background.stop(worker, SETTLE_S + 30)
+        say("worker", "stopped")
+    background.settle(clone.worker_name, grace_s=15)  # of a worker that was killed before
+    if api is not None:
+        for name in api.reconcile(clone.worker_name, alive=set(), alone=alone):
+            say("runs", f"{name} is Crashed: its process did not say where it stopped; Retry continues it")
+
+
+def forget(clone: Clone) -> None:
+    for path in (clone.server_pid, clone.worker_pid, clone.reports_pid, clone.folder / "state.json"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""The reports of this clone's runs over HTTP, so that a browser opens what a run's summary links to.
+
+    python -m services.report_server PORT        what `make up` starts; it listens on 127.0.0.1 alone
+
+A run that ends here leaves a symbolic link .cache/services/reports/<fingerprint>.html to its report.html, wherever its store lies. The
+server answers GET /<fingerprint>.html with the file behind such a link, and nothing else: no listing, no other name, no other file.
+"""
+
+import json
+import os
+import re
+import sys
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from services import background
+
+NAME = re.compile(r"/([0-9a-f]{12})\.html")
+FILE = "report.html"
+
+
+def services_folder() -> Path:
+    home = Path(os.environ.get("BESSEMER_HOME") or Path(__file__).parents[1])
+    return home.resolve() / ".cache" / "services"
+
+
+def served(report: Path, fingerprint: str) -> str | None:
+    """Let the server of this clone show a report; its address, or None where no server runs."""
+    services = services_folder()
+    if background.running(services / "reports.pid") is None:
+        return None
+    name = f"{fingerprint[:12]}.html"
+    folder = services / "reports"
+    folder.mkdir(exist_ok=True)
+    made = folder / f".{name}.{os.getpid()}"
+    made.unlink(missing_ok=True)
+    made.symlink_to(report.resolve())
+    made.replace(folder / name)
+    return f"{json.loads((services / 'state.json').read_text())['reports_url']}/{name}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server_version, sys_version = "bessemer", ""
+
+    def do_GET(self) -> None:
+        page = self._page()
+        if page is None:
+            self.send_error(HTTPStatus.NOT_FOUND, "No such report", "It is not of this clone's runs, or no longer in the store.")
+            return
+        self.send_response(HTTPStatus.OK)
+        for name, value in {
+            "Content-Type": "text/html; charset=utf-8",
+            "Content-Length": str(len(page)),
+            "Cache-Control": "no-cache",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(page)
+
+    do_HEAD = do_GET
+
+    def _page(self) -> bytes | None:
+        asked = NAME.fullmatch(self.path)
+        if asked is None:
+            return None
+        link = services_folder() / "reports" / f"{asked[1]}.html"
+        try:
+            target = link.readlink()
+            return target.read_bytes() if target.name == FILE else None
+        except OSError:
+            return None
+
+
+def server(port: int) -> ThreadingHTTPServer:
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+
+
+if __name__ == "__main__":
+    with server(int(sys.argv[1])) as reports:
+        reports.serve_forever()

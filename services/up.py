@@ -1,0 +1,217 @@
+"""`make up`: server, worker, reports, profile and deployments, each only where it does not run yet."""
+
+import contextlib
+import hashlib
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+from contract.errors import InputError, PipelineError
+from services import background, profiles
+from services.paths_and_ports import POOL, Clone, one_at_a_time, say, ui
+from services.prefect_api import GPU_QUEUES, Api
+
+SETTLE_S = 90  # a training step and its checkpoint; after that flows are killed, and resume from the checkpoint before
+START_S = 120  # a new database takes 8 s on two quiet cores
+
+
+def up(port: int | None = None) -> str:
+    """Server, worker, reports, profile and deployments; returns the server's API address. What runs already is reused."""
+    clone = Clone.from_environment(port)
+    with one_at_a_time(clone):
+        refuse_mixture(clone)
+        api = Api(external_server(clone) if clone.external else own_server(clone))
+        if not clone.external:
+            select_profile(clone, api.url)
+        start_worker(clone, api)
+        start_reports(clone, api)
+        if not clone.external:
+            resume_pools(api)
+        clone.remember(api_url=api.url, external=clone.external is not None, prefect_home=str(clone.prefect_home))
+        deploy(clone, api)
+    return api.url
+
+
+def resume_pools(api: Api) -> None:
+    """A `make down` that was killed, or another clone's over the same database, leaves pools paused: no run would ever start."""
+    for pool in api.pools():
+        if pool["is_paused"]:
+            api.pause(pool["name"], False)
+            say("pool", f"{pool['name']} was paused, it goes on")
+
+
+def refuse_mixture(clone: Clone) -> None:
+    """This clone has one set of services: asked for another one while the first runs, it says so instead of half-using both."""
+    state = clone.state()
+    if background.running(clone.server_pid) is None and background.running(clone.worker_pid) is None:
+        return
+    known = state.get("api_url")
+    wanted = clone.external or (f"http://127.0.0.1:{clone.port}/api" if clone.port else known)
+    if known and wanted != known:
+        raise InputError(f"the services of this clone use {known}, not {wanted}; stop them first: make down")
+
+
+def external_server(clone: Clone) -> str:
+    assert clone.external is not None
+    if not Api(clone.external).is_healthy():
+        raise InputError(f"PREFECT_API_URL is {clone.external}, where no Prefect server answers; start it, or unset PREFECT_API_URL")
+    say("server", f"{clone.external} (PREFECT_API_URL)")
+    return clone.external
+
+
+def own_server(clone: Clone) -> str:
+    process = background.running(clone.server_pid)
+    if process is not None:
+        url = clone.state().get("api_url") or f"http://127.0.0.1:{clone.port or 4200}/api"
+        wait_for_server(clone, process, Api(url))
+        say("server", f"runs at {ui(url)}")
+        return url
+    port = clone.port or 4200
+    refuse_taken(port, "BESSEMER_PORT")
+    url = f"http://127.0.0.1:{port}/api"
+    start = time.monotonic()
+    command = background.prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
+    log = clone.folder / "server.log"
+    clone.folder.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    process = background.start(command, clone.server_pid, log, clone.child_environment(url), clone.home)
+    clone.remember(api_url=url, external=False, prefect_home=str(clone.prefect_home))
+    wait_for_server(clone, process, Api(url))
+    say("server", f"started at {ui(url)} in {time.monotonic() - start:.0f} s, log {log}")
+    return url
+
+
+def refuse_taken(port: int, variable: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            return
+        except PermissionError:
+            raise InputError(f"port {port} needs root; choose another one: {variable}=4201 make up") from None
+        except OSError:
+            pass
+    url = f"http://127.0.0.1:{port}/api"
+    is_server = variable == "BESSEMER_PORT" and Api(url).is_healthy()
+    use = f", or use the Prefect server that answers there: PREFECT_API_URL={url} make up" if is_server else ""
+    raise InputError(f"port {port} on 127.0.0.1 is taken by {holder(port)}; choose another one: {variable}={port + 1} make up{use}")
+
+
+def holder(port: int) -> str:
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "another process"
+
+
+def wait_for_server(clone: Clone, process: psutil.Process, api: Api) -> None:
+    deadline = time.monotonic() + START_S
+    while not api.is_healthy():
+        if not background.is_alive(process) or time.monotonic() > deadline:
+            log = clone.folder / "server.log"
+            background.stop(process, 5)
+            raise PipelineError(f"the Prefect server did not start; the end of {log}:\n{background.last_lines(log)}")
+        time.sleep(0.1)
+
+
+def select_profile(clone: Clone, api_url: str) -> None:
+    path = profiles.profiles_file(clone.prefect_home)
+    active, server = profiles.selected(path)
+    if (active, server) == (profiles.NAME, api_url):
+        return
+    former = profiles.select(path, api_url, clone.state().get("profile"))
+    clone.remember(profile=former, profiles_file=str(path))
+    back = f"prefect profile use {former['active']}" if former["active"] else f"removing `active` from {path}"
+    say("profile", f"{profiles.NAME} made and selected, so `prefect` talks to this server; back: make down, or {back}")
+
+
+def start_worker(clone: Clone, api: Api) -> None:
+    if background.running(clone.worker_pid) is not None:
+        say("worker", f"runs, pool {POOL}")
+        return
+    variables = clone.child_environment(api.url)
+    api.make_pool(POOL)
+    log, since = clone.folder / "worker.log", time.time()
+    log.write_bytes(b"")
+    command = [sys.executable, str(wrapper()), "--pool", POOL, "--name", clone.worker_name, "--grace", str(SETTLE_S)]
+    if not clone.external:
+        command.append("--alone")
+    process = background.start(command, clone.worker_pid, log, variables, clone.home)
+    background.wait_until(lambda: not background.is_alive(process) or api.has_worker(POOL, clone.worker_name, since), START_S)
+    if not background.is_alive(process):
+        raise PipelineError(f"the worker did not start; the end of {log}:\n{background.last_lines(log)}")
+    say("worker", f"started, pool {POOL}, log {log}")
+
+
+def start_reports(clone: Clone, api: Api) -> None:
+    """The reports' own small server. A port that nobody asked for moves when it is taken: it must not keep anybody from working."""
+    if background.running(clone.reports_pid) is not None:
+        say("reports", f"at {clone.state()['reports_url']}")
+        return
+    port = clone.reports_port or (clone.port or 4200) % 65535 + 1
+    try:
+        refuse_taken(port, "BESSEMER_REPORTS_PORT")
+    except InputError:
+        if clone.reports_port:
+            raise
+        with socket.socket() as any_free:
+            any_free.bind(("127.0.0.1", 0))
+            port = any_free.getsockname()[1]
+    log, url = clone.folder / "reports.log", f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "services.report_server", str(port)]
+    log.write_bytes(b"")
+    process = background.start(command, clone.reports_pid, log, clone.child_environment(api.url), clone.home)
+    if not background.wait_until(lambda: not background.is_alive(process) or answers(port), START_S) or not background.is_alive(process):
+        background.stop(process, 5)
+        raise PipelineError(f"the reports are not served; the end of {log}:\n{background.last_lines(log)}")
+    clone.remember(reports_url=url)
+    say("reports", f"at {url}, log {log}")
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wrapper() -> Path:
+    return Path(__file__).parents[1] / "deployments" / "worker.py"
+
+
+def deploy(clone: Clone, api: Api) -> None:
+    """The parameters' schema is stored at deploy time, so deployments carry the digest of the code that they were made from."""
+    wanted = yaml.safe_load((clone.home / "prefect.yaml").read_text())["deployments"]
+    digest = code_digest(clone.home)
+    names = {each["name"] for each in wanted}
+    known = api.call("POST", "/deployments/filter", {"deployments": {"name": {"any_": sorted(names)}}}) or []
+    there = {(each["entrypoint"], each["name"]) for each in known if each["version"] == digest}
+    if there >= {(each["entrypoint"], each["name"]) for each in wanted}:
+        say("flows", "deployed already")
+        return
+    for pool in {each["work_pool"]["name"] for each in wanted if "work_queue_name" in each["work_pool"]}:
+        api.make_pool(pool, GPU_QUEUES)  # nothing takes runs there until a GPU machine comes
+    variables = {**clone.child_environment(api.url), "BESSEMER_VERSION": digest}
+    del variables["BESSEMER_HOME"]  # `pull` keeps the placeholder, so that each worker takes its own clone
+    quietly(background.prefect("--no-prompt", "deploy", "--all"), variables, clone.home, "prefect.yaml could not be deployed")
+    say("flows", "deployed: " + " ".join(f"{each['entrypoint'].rpartition(':')[2]}/{each['name']}" for each in wanted))
+
+
+def code_digest(home: Path) -> str:
+    """Over what the deployments are made from: prefect.yaml, presets, and the code, since any of it may hold a parameter's type."""
+    digest = hashlib.sha256()
+    files = {home / "prefect.yaml", *home.glob("deployments/presets/*.yaml"), *home.glob("*/*.py")}
+    for path in sorted(path for path in files if path.parent.name not in ("tests", "benchmarks")):
+        digest.update(f"{path.relative_to(home)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def quietly(command: list[str], variables: dict[str, str], cwd: Path, sentence: str) -> None:
+    done = subprocess.run(command, env=variables, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        said = "\n".join("  " + line for line in (done.stdout + done.stderr).splitlines()[-15:])
+        raise PipelineError(f"{sentence}; `{' '.join(command[1:])}` ended with {done.returncode}:\n{said}")

@@ -1,0 +1,171 @@
+"""A run of a deployment, followed in the terminal: what `make pretrain` does once server and worker are up.
+
+    python -m services.watch pretrain/full preset=laptop
+
+It is `prefect deployment run --watch` against this clone's server, whatever profile is selected, and ends as that does: 0 when the run
+completed. In place of Prefect's own events it shows our lines of the run's log, and it ends when no worker is left to take the run.
+"""
+
+import contextlib
+import logging
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+from contract.environment_variables import prepare_environment
+from contract.errors import PipelineError
+from services import background
+from services.paths_and_ports import POOL, Clone, ui
+from services.prefect_api import Api
+from services.status import running_api, worker_is_up
+
+EVENT_MARKS = ("●", "▪", "prefect.flow-run.")  # how the lines of `--watch` begin that are not about the run as a whole
+WORKER_GONE_S = 10  # `make up` beside us may be restarting it
+
+
+def main(arguments: list[str]) -> int:
+    prepare_environment()
+    try:
+        if not arguments:
+            raise PipelineError("usage: python -m services.watch FLOW/DEPLOYMENT [NAME=VALUE ...]")
+        return run(arguments[0], arguments[1:])
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "\nNo longer watching; the run goes on. Stop it: make down (it resumes at the next make up), or Cancel in the UI.",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def run(deployment: str, parameters: list[str]) -> int:
+    clone, url = Clone.from_environment(), running_api().url
+    if not worker_is_up(api_url=url):
+        raise PipelineError(f"no worker takes runs from the pool {POOL} at {url}; start one: make up")
+    if Api(url).is_paused(POOL):
+        raise PipelineError(f"the pool {POOL} at {url} is paused, no run of it starts; resume it: prefect work-pool resume {POOL}")
+    settings = [part for parameter in parameters for part in ("-p", parameter)]
+    command = background.prefect("deployment", "run", deployment, *settings, "--watch")
+    child = subprocess.Popen(
+        command,
+        env=clone.child_environment(url),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
+    )
+    try:
+        code = follow(child, Follower(Api(url)), clone)
+    finally:
+        end(child)
+    print(f"UI      {ui(url)}")
+    return code
+
+
+def follow(child: "subprocess.Popen[str]", follower: "Follower", clone: Clone) -> int:
+    """Prints until `prefect deployment run --watch` ends, and gives its exit status."""
+    assert child.stdout is not None
+    head: list[str] = []
+    for line in child.stdout:  # until the run's id is known, or the run was refused
+        head.append(line.rstrip())
+        if "UUID:" in line:
+            follower.run_id = line.split()[-1]
+        if "URL:" in line:
+            print(f"run     {line.split()[-1]}", flush=True)
+            break
+    else:
+        print("\n".join(head), flush=True)
+        return child.wait()
+    gone_since: float | None = None
+    while child.poll() is None:
+        time.sleep(0.5)
+        follower.print_new()
+        there = background.running(clone.worker_pid) is not None or worker_is_up(api_url=follower.api.url)
+        gone_since = None if there else gone_since or time.monotonic()
+        if gone_since and time.monotonic() - gone_since > WORKER_GONE_S:
+            raise PipelineError(
+                f"no worker takes runs from the pool {POOL} any more, so the run waits; make up starts one, and goes on with it"
+            )
+    follower.print_rest()
+    said = [line.rstrip() for line in child.stdout if line.strip() and not line.startswith(EVENT_MARKS)]
+    print("\n".join([*follower.reason(), *said[-1:]]), flush=True)
+    if child.returncode and not clone.external:
+        print(f"log     {clone.folder / 'worker.log'}")
+    return child.returncode
+
+
+def end(child: "subprocess.Popen[str]") -> None:
+    if child.poll() is None:
+        child.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(5)
+        child.kill()
+    child.wait()
+
+
+class Follower:
+    """Prints our lines of a run's log as the server learns of them, each once."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.run_id = ""
+        self._seen: set[str] = set()
+        self._after = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
+        self._flow_said_its_last = False
+        self._last_error = ""
+
+    def print_new(self) -> None:
+        for entry in self._fetch():
+            if entry["id"] in self._seen:
+                continue
+            self._seen.add(entry["id"])
+            self._flow_said_its_last |= entry["name"] == "prefect.flow_runs" and entry["message"].startswith("Finished in state")
+            if entry["level"] >= logging.ERROR:
+                self._last_error = entry["message"].strip().splitlines()[-1]
+            if entry["name"].split(".")[0] == "bessemer":
+                print(entry["message"], flush=True)
+
+    def print_rest(self) -> None:
+        """The flow's process sends its log in batches, the last one after its state."""
+        deadline = time.monotonic() + 5
+        while not self._flow_said_its_last and time.monotonic() < deadline:
+            self.print_new()
+            time.sleep(0.2)
+        self.print_new()
+
+    def reason(self) -> list[str]:
+        """Why it did not complete. A crash's message is an exit status alone; the last line of its traceback says more."""
+        state = self._run().get("state") or {}
+        if state.get("type") == "COMPLETED":
+            return []
+        said = [state.get("message") or "", self._last_error if state.get("type") == "CRASHED" else ""]
+        return [line for line in said if line]
+
+    def _run(self) -> dict[str, Any]:
+        return self.api.call("GET", f"/flow_runs/{self.run_id}") or {}
+
+    def _fetch(self) -> list[dict[str, Any]]:
+        """Pages from a little before the last line that is known: batches may overtake one another."""
+        found: list[dict[str, Any]] = []
+        since = (self._after - timedelta(seconds=10)).isoformat()
+        asked = {"flow_run_id": {"any_": [self.run_id]}, "level": {"ge_": logging.INFO}, "timestamp": {"after_": since}}
+        while True:
+            body = {"logs": asked, "limit": 200, "offset": len(found), "sort": "TIMESTAMP_ASC"}
+            page = self.api.call("POST", "/logs/filter", body) or []
+            found += page
+            if len(page) < 200:
+                break
+        if found:
+            self._after = datetime.fromisoformat(found[-1]["timestamp"])
+        return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

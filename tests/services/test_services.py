@@ -1,0 +1,295 @@
+"""Server, worker and profile, started and ended for real on a free port, with a Prefect home and a project of the test's own."""
+
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services import background, profiles
+from services.prefect_api import Api
+
+ROOT = Path(__file__).parents[2]
+
+FLOW = """
+import logging
+import os
+import time
+from dataclasses import replace
+from enum import Enum
+
+from prefect import flow
+
+
+class Preset(str, Enum):
+    smoke = "smoke"
+
+
+@flow
+def toy(preset: Preset = Preset.smoke, seconds: float = 0, fail: bool = False, root: str = ""):
+    logging.getLogger("bessemer").setLevel(logging.INFO)
+    logging.getLogger("bessemer.toy").info("a line of the run")
+    time.sleep(seconds)
+    if fail:
+        raise ValueError("told to fail")
+    if root:
+        stages_that_warn(root)
+
+
+def stages_that_warn(root: str):
+    from store.root import open_root
+    from engine.parts import stop_ray
+    from engine.prefect_runner import PrefectJournal, PrefectRunner
+    from tests.engine import toy
+
+    os.environ["TOY_SAY"] = "part-00003.parquet"
+    run = PrefectRunner(replace(toy.engine(open_root(root), workers=2), journal=PrefectJournal()))
+    run(toy.squares, numbers=run(toy.numbers))
+    stop_ray()
+    run(toy.ranks)
+"""
+PREFECT_YAML = """
+name: toy
+pull:
+  - prefect.deployments.steps.set_working_directory:
+      directory: "{{ $BESSEMER_HOME }}"
+deployments:
+  - name: full
+    entrypoint: flows/toy.py:toy
+    version: "{{ $BESSEMER_VERSION }}"
+    tags: [bessemer]
+    work_pool:
+      name: cpu
+"""
+FORMER = """active = "mine"
+
+[profiles.mine]
+PREFECT_API_URL = "http://example.invalid/api"
+PREFECT_API_KEY = "k"
+"""
+
+
+class Clone:
+    """A project folder and a Prefect home of its own, and the commands that a person gives in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.prefect_home, self.port = folder / "clone", folder / "prefect", free_port()
+        (self.home / "flows").mkdir(parents=True)
+        (self.home / "flows" / "toy.py").write_text(FLOW)
+        (self.home / "prefect.yaml").write_text(PREFECT_YAML)
+        self.prefect_home.mkdir()
+        (self.prefect_home / "profiles.toml").write_text(FORMER)
+        self.variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self.variables |= {"BESSEMER_HOME": str(self.home), "PREFECT_HOME": str(self.prefect_home), "BESSEMER_PORT": str(self.port)}
+        self.variables |= {"PYTHONPATH": str(ROOT)}
+        self.api = Api(f"http://127.0.0.1:{self.port}/api")
+
+    def call(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        everything = {**self.variables, **variables}
+        return subprocess.run([sys.executable, "-m", *command], env=everything, cwd="/", capture_output=True, text=True, timeout=180)
+
+    def up(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.call("services", "up", **variables)
+
+    def pids(self) -> list[str]:
+        return [(self.home / ".cache" / "services" / name).read_text() for name in ("server.pid", "worker.pid", "reports.pid")]
+
+    def profiles(self) -> dict[str, object]:
+        return tomllib.loads((self.prefect_home / "profiles.toml").read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """All that carry this clone's name in their environment, whoever started them."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("BESSEMER_HOME") == str(self.home) and background.is_alive(process):
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def start_run(self, seconds: float) -> str:
+        """A run whose process is at work; its id."""
+        deployment = self.api.call("GET", "/deployments/name/toy/full")["id"]
+        body = {"parameters": {"seconds": seconds}, "state": {"type": "SCHEDULED"}}
+        run: str = self.api.call("POST", f"/deployments/{deployment}/create_flow_run", body)["id"]
+        assert background.wait_until(lambda: self.state(run) == "RUNNING", 60), self.state(run)
+        return run
+
+    def state(self, run: str) -> str:
+        return str(self.api.call("GET", f"/flow_runs/{run}")["state"]["type"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    made = Clone(tmp_path_factory.mktemp("services"))
+    started = made.up()
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield made
+    finally:
+        made.call("services", "down")
+        for process in made.processes():
+            process.kill()
+
+
+@pytest.mark.e2e
+class TestServices:
+    """In the order of a day: each test goes on from where the one before left the services."""
+
+    def test_up_selects_a_profile_beside_those_that_are_there(self, clone: Clone) -> None:
+        assert clone.api.is_healthy()
+        known = clone.profiles()
+        assert known["active"] == "bessemer"
+        assert known["profiles"]["mine"]["PREFECT_API_KEY"] == "k"  # type: ignore[index]
+        assert known["profiles"]["bessemer"]["PREFECT_API_URL"] == clone.api.url  # type: ignore[index]
+
+    def test_a_second_up_reuses_what_runs(self, clone: Clone) -> None:
+        before, start = clone.pids(), time.monotonic()
+        again = clone.up()
+        assert again.returncode == 0, again.stderr
+        assert clone.pids() == before
+        assert "deployed already" in again.stdout
+        assert time.monotonic() - start < 10
+
+    @pytest.mark.parametrize("which", [0, 2])
+    def test_server_and_reports_listen_on_loopback_only(self, clone: Clone, which: int) -> None:
+        server = psutil.Process(int(clone.pids()[which].split()[0]))
+        listening = [each.laddr.ip for each in server.net_connections() if each.status == psutil.CONN_LISTEN]
+        assert listening and set(listening) == {"127.0.0.1"}
+
+    def test_a_run_goes_through_the_worker_and_its_lines_are_shown(self, clone: Clone) -> None:
+        run = clone.call("services.watch", "toy/full", "preset=smoke")
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "a line of the run" in run.stdout.splitlines()
+        assert run.stdout.splitlines()[-1] == f"UI      http://127.0.0.1:{clone.port}"
+
+    def test_a_paused_pool_is_said_and_the_next_up_lets_it_go_on(self, clone: Clone) -> None:
+        clone.api.pause("cpu", True)
+        refused = clone.call("services.watch", "toy/full")
+        assert refused.returncode == 1 and "is paused, no run of it starts" in refused.stderr
+        assert "cpu was paused, it goes on" in clone.up().stdout
+        assert not clone.api.is_paused("cpu")
+
+    def test_what_workers_of_ray_and_ranks_warn_of_stands_in_the_runs_log(self, clone: Clone, tmp_path: Path) -> None:
+        done = clone.call("services.watch", "toy/full", f"root={(tmp_path / 'root').as_uri()}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = clone.api.call("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]["id"]
+        warnings = {"logs": {"flow_run_id": {"any_": [run]}, "level": {"ge_": logging.WARNING}}}
+        said = {line["message"] for line in clone.api.call("POST", "/logs/filter", warnings)}
+        assert said >= {"squares: a worker says: half of this is guessed", "ranks: mind this"}
+
+    def test_a_failed_run_gives_its_reason_and_a_bad_status(self, clone: Clone) -> None:
+        run = clone.call("services.watch", "toy/full", "fail=true")
+        assert run.returncode == 1
+        assert "ValueError: told to fail" in run.stdout
+
+    def test_another_clone_refuses_the_taken_port_and_changes_nothing(self, clone: Clone, tmp_path: Path) -> None:
+        other = Clone(tmp_path)
+        refused = other.up(BESSEMER_PORT=str(clone.port))
+        assert refused.returncode == 2
+        assert (
+            f"port {clone.port} on 127.0.0.1 is taken by" in refused.stderr and f"BESSEMER_PORT={clone.port + 1} make up" in refused.stderr
+        )
+        assert (other.prefect_home / "profiles.toml").read_text() == FORMER
+
+    def test_this_clone_refuses_a_second_port(self, clone: Clone) -> None:
+        refused = clone.up(BESSEMER_PORT=str(free_port()))
+        assert refused.returncode == 2 and "make down" in refused.stderr
+
+    def test_worker_and_flow_killed_together_do_not_stay_running(self, clone: Clone) -> None:
+        run = clone.start_run(seconds=600)
+        wrapper = psutil.Process(int(clone.pids()[1].split()[0]))
+        worker, *flows = wrapper.children(recursive=True)
+        for process in [wrapper, *flows]:
+            process.kill()
+        assert background.wait_until(lambda: not background.is_alive(worker), 10), "the worker outlived its wrapper"
+        status = clone.call("services", "status").stdout
+        assert "worker  down" in status and "reports at http://127.0.0.1:" in status
+        refused = clone.call("services.watch", "toy/full")
+        assert refused.returncode == 1 and "no worker takes runs" in refused.stderr
+        assert clone.state(run) == "RUNNING"
+        assert clone.up().returncode == 0
+        state = clone.api.call("GET", f"/flow_runs/{run}")["state"]
+        assert (state["type"], state["message"]) == (
+            "CRASHED",
+            "Its process is gone (killed, or the machine stopped). Retry continues it where it stopped.",
+        )
+
+    def test_down_settles_the_active_run_and_leaves_nothing(self, clone: Clone) -> None:
+        run = clone.start_run(seconds=600)
+        ended = clone.call("services", "down")
+        assert ended.returncode == 0, ended.stderr
+        assert clone.processes() == []
+        assert clone.profiles() == tomllib.loads(FORMER)
+        with sqlite3.connect(clone.prefect_home / "prefect.db") as database:
+            states = dict(database.execute("select replace(id, '-', ''), state_type from flow_run"))
+            paused = database.execute("select is_paused from work_pool where name = 'cpu'").fetchone()
+        assert states[run.replace("-", "")] == "CRASHED"
+        assert paused == (0,), "another clone over this database would wait for ever"
+        assert not (clone.home / ".cache" / "services" / "state.json").exists()
+
+
+def test_a_port_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    refused = Clone(tmp_path).up(BESSEMER_PORT="http")
+    assert refused.returncode == 2 and "BESSEMER_PORT is 'http'" in refused.stderr
+
+
+def test_a_server_that_does_not_answer_is_refused(tmp_path: Path) -> None:
+    refused = Clone(tmp_path).up(PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
+    assert refused.returncode == 2 and "no Prefect server answers" in refused.stderr
+
+
+@pytest.mark.parametrize("before", [FORMER, "", '[profiles.mine]\nPREFECT_API_URL = "x"\n', None])
+def test_profile_goes_back_to_what_it_was(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "profiles.toml"
+    if before is not None:
+        path.write_text(before)
+    former = profiles.select(path, "http://127.0.0.1:1/api", None)
+    assert profiles.selected(path) == ("bessemer", "http://127.0.0.1:1/api")
+    profiles.restore(path, former)
+    assert path.exists() == (before is not None)
+    after = profiles.load(path)
+    assert {"profiles": {}, **after} == {"profiles": {}, **tomllib.loads(before or "")}
+
+
+def test_a_profile_chosen_by_hand_since_stays(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.toml"
+    path.write_text(FORMER)
+    former = profiles.select(path, "http://127.0.0.1:1/api", None)
+    path.write_text(path.read_text().replace('active = "bessemer"', 'active = "other"'))
+    assert profiles.restore(path, former) == "other"
+
+
+def test_background_process_ends_on_sigterm_though_its_starter_ignores_sigint(tmp_path: Path) -> None:
+    """What `cmd &` in a script does to SIGINT is not handed down."""
+    program = "import signal, time; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, flush=True); time.sleep(60)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = background.start([sys.executable, "-c", program], tmp_path / "pid", tmp_path / "log", dict(os.environ), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert background.running(tmp_path / "pid") == process
+    assert background.wait_until(lambda: (tmp_path / "log").read_text() == "True\n", 10)
+    assert background.stop(process, 5)
+    assert background.running(tmp_path / "pid") is None
+
+
+def test_pid_file_of_another_process_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "pid").write_text(f"{os.getpid()} {psutil.Process().create_time() - 100}\n")
+    assert background.running(tmp_path / "pid") is None
