@@ -6,7 +6,7 @@ A signal's own settings decide what is measured; `select` decides what that mean
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator
 
 from contract.config import Fraction, Frozen
 from contract.schemas import DOMAINS
@@ -206,12 +206,12 @@ class SelectConfig(Frozen):
         merged = {domain: dict(bounds) for domain, bounds in DOMAIN_BOUNDS.items()}
         for domain, bounds in value.items():
             if domain not in DOMAINS:
-                raise ValueError(f"knows no domain {domain}; {_nearest(str(domain), DOMAINS)}")
+                raise ValueError(f"knows no domain {domain}; {nearest(str(domain), DOMAINS)}")
             if not isinstance(bounds, dict):
                 raise ValueError(f"{domain} is to be a table of bounds, such as {{min_words: 30}}")
             for name in bounds:
                 if name not in RuleSet.model_fields:
-                    raise ValueError(f"{domain} has no rule {name}; {_nearest(str(name), tuple(RuleSet.model_fields))}")
+                    raise ValueError(f"{domain} has no rule {name}; {nearest(str(name), tuple(RuleSet.model_fields))}")
             merged[domain] = merged.get(domain, {}) | bounds
         return merged
 
@@ -228,9 +228,22 @@ class SelectConfig(Frozen):
         return {domain: RuleSet.model_validate(base | self.domains.get(domain, {})) for domain in DOMAINS}
 
 
-def _nearest(name: str, known: tuple[str, ...]) -> str:
+def nearest(name: str, known: tuple[str, ...]) -> str:
     close = get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+
+
+class SignalConfig(Frozen):
+    """A signal of your own (filters/signals.py), and the bounds that documents must keep."""
+
+    use: str
+    """`package.module:OBJECT`, or the name of an entry point in the group bessemer.signals."""
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    """What its `measure` is given."""
+    bounds: Bounds = Field(default_factory=dict)
+    """Such as max_mark_fraction: 0.02, by the signal's columns."""
+    domains: dict[str, Bounds] = Field(default_factory=dict)
+    """Bounds that differ in a domain; null leaves one out there."""
 
 
 class FiltersConfig(Frozen):
@@ -241,6 +254,8 @@ class FiltersConfig(Frozen):
     pii: PiiConfig = PiiConfig()
     contamination: ContaminationConfig = ContaminationConfig()
     select: SelectConfig = SelectConfig()
+    signals: tuple[SignalConfig, ...] = ()
+    """Signals of your own."""
 
 
 class GatesConfig(Frozen):

@@ -4,14 +4,14 @@ The first rule of RULES that a document breaks is its reason; duplicates keep de
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.schemas import DECISIONS
-from filters.config import RuleSet
+from filters.config import Bounds, RuleSet
 
 Ranges = dict[tuple[str, str], tuple[float, float]]
 """Lowest and highest perplexity kept, by (language, domain); by ("", domain) for languages with few documents."""
@@ -58,6 +58,14 @@ RULES = (
     *(_rule("duplicate_ngrams", "rules", f"max_top_{n}gram_char_fraction") for n in (2, 3, 4)),
     *(_rule("duplicate_ngrams", "rules", f"max_duplicate_{n}gram_char_fraction") for n in range(5, 11)),
 )
+
+
+def own_rules(signals: Mapping[str, Mapping[str, Bounds]]) -> list[Rule]:
+    """A rule for each bound that any domain has of the user's signals (name -> domain -> bounds). The reason is the signal's name."""
+    fields = {name: dict.fromkeys(field for bounds in domains.values() for field in bounds) for name, domains in signals.items()}
+    return [_rule(name, name, field) for name, found in fields.items() for field in found]
+
+
 PERPLEXITY = "perplexity"
 """The last reason: outside the middle of its (language, domain)."""
 
@@ -70,6 +78,8 @@ class Thresholds:
     max_overlap_fraction: float
     max_pii: float
     ranges: Ranges
+    signals: Mapping[str, Mapping[str, Bounds]] = field(default_factory=dict)
+    """Bounds by domain of each signal of the user's own."""
 
     def bounds(self, rule: Rule) -> dict[str, float | None]:
         """The rule's bound in every domain; None where it is left out."""
@@ -77,6 +87,8 @@ class Thresholds:
             return dict.fromkeys(self.rules, self.max_overlap_fraction)
         if rule.family == "pii":
             return dict.fromkeys(self.rules, self.max_pii)
+        if rule.family in self.signals:
+            return {domain: bounds.get(rule.field) for domain, bounds in self.signals[rule.family].items()}
         return {domain: getattr(rules, rule.field) for domain, rules in self.rules.items()}
 
 
@@ -111,7 +123,7 @@ def decide(
     """DECISIONS of one part. All tables hold the same documents in the same order; `signals` by family, those that there are."""
     domains = np.asarray(domain.to_pylist(), object)
     reason = np.full(len(domains), "", object)
-    for rule in RULES:
+    for rule in (*RULES, *own_rules(thresholds.signals)):
         if rule.family in signals:
             broken = _breaks(signals[rule.family][rule.column], rule, thresholds, domains)
             reason[broken & (reason == "")] = rule.reason

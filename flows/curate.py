@@ -21,6 +21,7 @@ from tasks.score_language import score_language
 from tasks.score_perplexity import score_perplexity
 from tasks.score_pii import score_pii
 from tasks.score_rules import score_rules
+from tasks.score_signal import OWN, signal_stages
 from tasks.score_toxicity import score_toxicity
 from tasks.select import select
 from tasks.split import split
@@ -46,7 +47,9 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     }
     if config.split.trusted_sources or config.split.trusted_domains:
         signals["perplexity"] = run(score_perplexity, documents=documents, duplicates=duplicates, splits=splits)
-    selection = run(select, documents=documents, duplicates=duplicates, splits=splits, **signals)
+    # Of the user's own: filters.signals.
+    own = {f"{OWN}{name}": run(one, documents=documents, duplicates=duplicates) for name, one in signal_stages(config.filters).items()}
+    selection = run(select, documents=documents, duplicates=duplicates, splits=splits, **signals, **own)
     run(gate_select, documents=documents, splits=splits, selection=selection, **signals)
 
     kept = {"documents": documents, "selection": selection, "splits": splits}
@@ -61,6 +64,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
         "splits": splits,
         "items": items,
         **signals,
+        **own,
         "selection": selection,
         "tokenizer": tokenizer,
         "tokens": tokens,

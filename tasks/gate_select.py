@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from contract.config import Fraction, Frozen
 from contract.ledger import Ledger
@@ -13,6 +14,7 @@ from engine.parts import PartWriter
 from engine.stage import Output, stage
 from filters.config import GatesConfig
 from filters.decisions import PERPLEXITY, RULES
+from filters.signals import signals_of
 from store.artifact import Artifact
 from tasks.gating import TOTAL, Bound, Row, judge
 from tasks.scoring import same_documents, score_parts
@@ -25,6 +27,8 @@ class SelectGate(Frozen):
     gates: GatesConfig
     language_domains: tuple[str, ...]
     max_overlap_fraction: Fraction
+    signals: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """The user's own, which are reasons of select too."""
 
 
 def _select_slice(config: Any) -> SelectGate:
@@ -33,6 +37,7 @@ def _select_slice(config: Any) -> SelectGate:
         gates=config.gates,
         language_domains=tuple(sorted(domain for domain, bounds in rules.items() if bounds.min_language_probability is not None)),
         max_overlap_fraction=config.filters.contamination.max_overlap_fraction,
+        signals=tuple(signals_of(config.filters.signals)),
     )
 
 
@@ -67,7 +72,7 @@ def gate_select(
         Bound("domains", "mean_toxic_words_per_1000", None, gates.max_toxic_words_per_1000, "gates.max_toxic_words_per_1000"),
         Bound("domains", "highest_overlap_fraction", None, most_overlap, "filters.contamination.max_overlap_fraction"),
     ]
-    return judge({"totals": [_select_totals(selection, splits, rows)], "domains": rows}, bounds, out)
+    return judge({"totals": [_select_totals(selection, splits, rows, {*REASONS, *config.signals})], "domains": rows}, bounds, out)
 
 
 def _kept_statistics(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
@@ -112,10 +117,10 @@ def _domain_row(domain: str, parts: Sequence[Mapping[str, Any]], config: SelectG
     }
 
 
-def _select_totals(selection: Artifact, splits: Artifact, rows: Sequence[Row]) -> Row:
+def _select_totals(selection: Artifact, splits: Artifact, rows: Sequence[Row], reasons: set[str]) -> Row:
     count = selection.ledger.documents
     assert count is not None
-    ours = {reason: n for reason, n in count.dropped.items() if reason in REASONS}
+    ours = {reason: n for reason, n in count.dropped.items() if reason in reasons}
     judged = count.out + sum(ours.values())
     largest = max(ours.items(), key=lambda item: (item[1], item[0]), default=("none", 0))
     return {

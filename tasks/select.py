@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from contract.config import Fraction, Frozen
 from contract.errors import InputError
 from contract.ledger import Count, Ledger, total
 from engine.parts import PartWriter
 from engine.stage import Output, stage
-from filters.config import RuleSet
-from filters.decisions import RULES, Ranges, Thresholds, decide, percentile_ranges
+from filters.config import Bounds, FiltersConfig, RuleSet
+from filters.decisions import RULES, Ranges, Thresholds, decide, own_rules, percentile_ranges
 from filters.histograms import added, histograms
+from filters.signals import signals_of
 from store.artifact import Artifact
+from tasks.score_signal import OWN
 from tasks.scoring import same_documents, score_parts
 
 
@@ -27,15 +30,18 @@ class Selecting(Frozen):
     min_perplexity_group: int
     max_overlap_fraction: Fraction
     drop_pii: bool
+    signals: dict[str, dict[str, Bounds]] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Bounds by domain of the user's own signals; left out where there are none, so that fingerprints stay those of before."""
 
 
 def _slice(config: Any) -> Selecting:
-    filters = config.filters
+    filters: FiltersConfig = config.filters
     return Selecting(
         rules=filters.select.rules(),
         min_perplexity_group=filters.select.min_perplexity_group,
         max_overlap_fraction=filters.contamination.max_overlap_fraction,
         drop_pii=filters.pii.action == "drop",
+        signals={name: signal.bounds(own) for name, (signal, own) in signals_of(filters.signals).items()},
     )
 
 
@@ -52,24 +58,27 @@ def select(
     out: Output,
     perplexity: Artifact | None = None,
     contamination: Artifact | None = None,
+    **signals: Artifact,
 ) -> Ledger:
     """DECISIONS parts beside the parts of `documents`: duplicates keep dedup's reason and survivor, others the first rule they break.
 
-    The percentiles of perplexity are taken over all parts first, from train documents that are neither duplicates nor trusted
-    (about 30 bytes each in memory). figures: kept and dropped by domain, ranges of perplexity, histograms of the signals.
+    `signals` are the user's own. The percentiles of perplexity are taken over all parts first, from train documents that are neither
+    duplicates nor trusted (about 30 bytes each in memory). figures: kept and dropped by domain, ranges of perplexity, histograms of
+    the signals.
     Raises InputError when no train document is kept, with the commonest reason.
     """
     families = {"rules": rules, "language": language, "toxicity": toxicity, "pii": pii}
     families |= {name: given for name, given in (("perplexity", perplexity), ("contamination", contamination)) if given is not None}
+    families |= {role.removeprefix(OWN): artifact for role, artifact in signals.items()}
     spec = {"documents": documents, "duplicates": duplicates, "splits": splits, "families": families}
     ranges = _ranges(spec, config) if perplexity is not None else {}
     max_pii = 0.0 if config.drop_pii else float("inf")
-    thresholds = Thresholds(config.rules, config.max_overlap_fraction, max_pii, ranges)
+    thresholds = Thresholds(config.rules, config.max_overlap_fraction, max_pii, ranges, config.signals)
     results = score_parts(out, _select_part, thresholds=thresholds, **spec)
     tally: Counter[tuple[str, str, str]] = Counter()
     for result in results:
         tally.update({tuple(key): count for key, count in result["tally"]})
-    _refuse_nothing(tally)
+    _refuse_nothing(tally, config)
     out.figures |= {
         "domains": _by_domain(tally),
         "splits": _kept_by_split(tally),
@@ -92,14 +101,15 @@ def _ranges(spec: dict[str, Any], config: Selecting) -> Ranges:
 
 
 def _select_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
-    name = spec["name"]
+    name, thresholds = spec["name"], spec["thresholds"]
     documents = spec["documents"].table(name, ["id", "domain"])
     duplicates = same_documents(documents, spec["duplicates"].table(name), name)
     splits = same_documents(documents, spec["splits"].table(name, ["id", "split", "trusted"]), name)
     signals = {
-        family: same_documents(documents, artifact.table(name, _columns(family)), name) for family, artifact in spec["families"].items()
+        family: same_documents(documents, artifact.table(name, _columns(family, thresholds)), name)
+        for family, artifact in spec["families"].items()
     }
-    decisions = decide(duplicates, documents["domain"], splits, signals, spec["thresholds"])
+    decisions = decide(duplicates, documents["domain"], splits, signals, thresholds)
     write.table(name, decisions)
     reasons = [reason or "" for reason in decisions["reason"].to_pylist()]
     tally = Counter(zip(documents["domain"].to_pylist(), splits["split"].to_pylist(), reasons, strict=True))
@@ -109,9 +119,11 @@ def _select_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
     return {"count": count.to_json(), "tally": [[list(key), n] for key, n in sorted(tally.items())], "histograms": histograms(signals)}
 
 
-def _columns(family: str) -> list[str] | None:
-    """Spans are not needed to decide."""
-    return ["id", *sorted({rule.column for rule in RULES if rule.family == family})] if family in ("pii", "contamination") else None
+def _columns(family: str, thresholds: Thresholds) -> list[str] | None:
+    """Spans, and what a user's signal has besides its bounds, are not needed to decide."""
+    if family not in ("pii", "contamination", *thresholds.signals):
+        return None
+    return ["id", *sorted({rule.column for rule in (*RULES, *own_rules(thresholds.signals)) if rule.family == family})]
 
 
 def _by_domain(tally: Mapping[tuple[str, str, str], int]) -> dict[str, dict[str, Any]]:
@@ -132,7 +144,7 @@ def _kept_by_split(tally: Mapping[tuple[str, str, str], int]) -> dict[str, int]:
     }
 
 
-def _refuse_nothing(tally: Mapping[tuple[str, str, str], int]) -> None:
+def _refuse_nothing(tally: Mapping[tuple[str, str, str], int], config: Selecting) -> None:
     """An empty train part is the user's to repair: say why it is empty."""
     if _kept_by_split(tally)["train"]:
         return
@@ -145,6 +157,7 @@ def _refuse_nothing(tally: Mapping[tuple[str, str, str], int]) -> None:
     reason, count = min(reasons.items(), key=lambda item: (-item[1], item[0]))
     fields = sorted({rule.field for rule in RULES if rule.reason == reason and rule.field})
     where = f"filters.select.default.{fields[0]} (and by domain in filters.select.domains)" if fields else "its settings"
+    where = "its bounds in filters.signals" if reason in config.signals else where
     raise InputError(
         f"select keeps none of the {reasons.total():,} train documents; {count:,} of them were dropped for '{reason}'. "
         f"Look at the text, or at {where}."
