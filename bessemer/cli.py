@@ -24,15 +24,13 @@ from contract.errors import ComeAgain, ConfigError, InputError, PipelineError, e
 from engine.stage import Engine, Planned
 from engine.stage_lines import HEAD, duration, row, size
 
-FLOWS = ("pretrain", "curate", "train", "align", "evaluate", "export")
-
 Body = Callable[[Any, Config], dict[str, Any]]
 """A flow's body: (runner, config) -> artifacts by role."""
 
 
-def main(body_of: Callable[[str], Body], argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. `body_of` gives a flow's body by its name, one of FLOWS."""
-    arguments = _parser().parse_args(argv, argparse.Namespace(body_of=body_of))
+def main(flows: Sequence[str], body_of: Callable[[str], Body], argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. `body_of` gives the body of a flow by its name, one of `flows`."""
+    arguments = _parser(flows).parse_args(argv, argparse.Namespace(body_of=body_of))
     prepare_environment()
     warnings.filterwarnings("ignore")
     logging.getLogger().addHandler(logging.NullHandler())
@@ -63,7 +61,7 @@ def _ended_by(error: OSError) -> int:
     return exit_code_of(error)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(flows: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bessemer", description="From raw text to a trained language model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -78,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = configured(command("run", _run, "Run a flow here, with no server."))
-    run.add_argument("flow", choices=FLOWS)
+    run.add_argument("flow", choices=flows)
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
     run.add_argument("--from", dest="start", metavar="STAGE", help="make this stage and all after it again")
     run.add_argument("--force", action="append", default=[], metavar="STAGE", help="make this stage again")
     plan = configured(command("plan", _plan, "Say which stages would run and why, without running them."))
-    plan.add_argument("flow", choices=FLOWS, nargs="?", default="pretrain")
+    plan.add_argument("flow", choices=flows, nargs="?", default="pretrain")
     configured(command("status", _status, "List the stages of a preset with their state, size and time."))
     show = configured(command("show", _show, "Print an artifact's manifest, ledger and figures."))
     show.add_argument("stage")

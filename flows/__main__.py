@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from bessemer import cli
 
+NAMES = ("pretrain", "curate", "train", "align", "evaluate", "export")
+
 
 def body_of(flow: str) -> cli.Body:
     """A flow's body, loaded when a command wants it: importing Prefect takes a second, and `bessemer gc` needs none of it."""
@@ -23,7 +25,7 @@ def body_of(flow: str) -> cli.Body:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point of the console script; its exit code."""
-    return cli.main(body_of, argv)
+    return cli.main(NAMES, body_of, argv)
 
 
 if __name__ == "__main__":
