@@ -22,7 +22,7 @@ from store.config import StorageConfig
 from store.root import open_root
 from store.storage import Storage
 from tokens.config import MixConfig, TokenizerConfig
-from training.config import AlignConfig, TrainConfig
+from training.config import AlignConfig, ModelName, TrainConfig
 
 PROJECT = Path(__file__).parents[1]
 PRESETS = PROJECT / "deployments" / "presets"
@@ -36,6 +36,12 @@ class Preset(StrEnum):
     gpu_124m = "124m"
     gpu_350m = "350m"
     gpu_1b = "1b"
+
+
+class EvaluateModels(EvaluateConfig):
+    """The evaluation's settings, with the names of the models that there can be: its room does not know what is trained."""
+
+    scored: tuple[ModelName, ...] | None = None
 
 
 class Config(Frozen):
@@ -57,7 +63,7 @@ class Config(Frozen):
     train: TrainConfig = TrainConfig()
     align_data: AlignDataConfig = AlignDataConfig()
     align: AlignConfig = AlignConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: EvaluateModels = EvaluateModels()
     export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
@@ -70,10 +76,8 @@ class Config(Frozen):
 
     def has_steps_to_fit(self) -> bool:
         """Whether a stage that will run leaves its number of steps to calibrate."""
-        align = self.align
-        fitted = {"sft": align.sft.max_steps, "reward": align.reward.max_steps, "ppo": align.ppo.iterations, "dpo": align.dpo.max_steps}
-        made = {*align.methods} | ({"sft"} if align.methods else set()) | ({"reward"} if "ppo" in align.methods else set())
-        return self.train.max_steps is None or any(fitted[name] is None for name in made)
+        aligned = [getattr(self.align, name) for name in self.align.stages()]
+        return any(settings.max_steps is None for settings in (self.train, *aligned))
 
     def store(self) -> Storage:
         root = self.storage.root or os.environ.get("BESSEMER_STORAGE_ROOT") or (PROJECT / "runs").as_uri()

@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Collection
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, model_validator
+from pydantic_core import core_schema
 
 from contract.errors import ConfigError
 
@@ -17,6 +19,11 @@ class Frozen(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A share between 0 and 1, both included."""
+
+
+def one_of(names: Collection[str]) -> GetPydanticSchema:
+    """Makes `Annotated[str, one_of(names)]` what Literal is for names that are written out."""
+    return GetPydanticSchema(lambda source, handler: core_schema.literal_schema([*names]))
 
 
 def canonical_json(value: object) -> bytes:

@@ -38,7 +38,6 @@ from models.losses import IGNORED, token_log_probs
 from models.transformer import ScalarModel, Transformer
 
 END_ID, PAD_ID = 0, 1
-POLICIES = ("sft", "ppo", "dpo")
 BITS_METHOD = (
     "Total nats / (ln 2 x UTF-8 bytes of the curated text). Every token is scored once, the end token of each document too; each document "
     "starts with an end token as its only context, and long ones go through windows that overlap as context only. Models and baselines "
@@ -117,8 +116,8 @@ def evaluate(spec: dict[str, Any], say: Callable[[Line], None]) -> None:
     models = {name: load_model(folder, spec["device"]) for name, folder in spec["models"].items()}
     tokenizer = Tokenizer.from_file(spec["tokenizer"])
     tokenizer.encode_special_tokens = True  # a literal special token in a text is text
-    has_items, policies = bool(pq.read_metadata(spec["items"]).num_rows), [name for name in POLICIES if name in models]
-    aligned = policies if spec.get("prompts") else []
+    has_items = bool(pq.read_metadata(spec["items"]).num_rows)
+    aligned = [name for name in models if name != "base"] if spec.get("prompts") else []
     asked = Asked.read(tokenizer, spec, config, models["sft"].shape.context) if aligned else None  # refused before any work is done
     scored = {name: model for name, model in models.items() if config.scored is None or name in config.scored}
     parts = len(scored) * (1 + has_items) + len(aligned) + bool(spec.get("reward")) + bool(spec.get("blocks"))

@@ -1,7 +1,5 @@
 """What is evaluated and how much of it. Everything here changes the figures, so all of it is identity."""
 
-from typing import Literal
-
 from pydantic import Field, field_validator
 
 from contract.config import Frozen
@@ -64,7 +62,7 @@ class EvaluateConfig(Frozen):
     items: ItemsConfig = ItemsConfig()
     validation_tokens: int | None = Field(default=100_000, ge=1)
     """Validation tokens scored in each domain, at most; whole documents in the order of their ids (hashes: a fair sample). All if unset."""
-    scored: tuple[Literal["base", "sft", "ppo", "dpo"], ...] | None = None
+    scored: tuple[str, ...] | None = None
     """Models that read text and answer items; every one that there is, if unset. Answers to prompts are compared of all in any case."""
     overlap: float = Field(default=0.5, ge=0, lt=1)
     """Share of a window that repeats the one before, as context only. 0.5: tokens of long documents see half a context at least."""

@@ -7,24 +7,21 @@ from typing import Any
 from evaluation.charts import Series, bars, line_chart, number, whiskers
 from evaluation.page import Figures, block, figure, grid, heading, paragraph, pre, source, source_line, table
 
-NAMES = {"base": "pretrained", "sft": "SFT", "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
 BASELINES = {"bigram": "bigram", "gzip": "gzip -9", "kenlm": "KenLM"}
 
 
-def model_name(role: str) -> str:
-    return NAMES.get(role, role)
-
-
-def in_order(roles: Iterable[str]) -> list[str]:
-    """As they were trained, whatever order a file has them in."""
-    known = list(NAMES)
-    return sorted(roles, key=lambda role: (known.index(role) if role in known else len(known), role))
+def titled(roles: Iterable[str], figures: Figures) -> dict[str, str]:
+    """{role: what the model is called}, as they were trained, whatever order a file has them in."""
+    titles: dict[str, str] = figures["titles"]
+    known = list(titles)
+    ordered = sorted(roles, key=lambda role: (known.index(role) if role in known else len(known), role))
+    return {role: titles.get(role, role) for role in ordered}
 
 
 def training(figures: Figures) -> str:
     curves, parts = figures.get("curves", {}), []
-    for role in in_order(curves):
-        name, where = model_name(role), source(figures, role)
+    for role, name in titled(curves, figures).items():
+        where = source(figures, role)
         named = (("training", "training"), ("validation", "validation"))
         losses = [
             Series(title, _column(curves[role][kind], "step"), _column(curves[role][kind], "loss"))
@@ -62,7 +59,7 @@ def bits(figures: Figures) -> str:
     if not found:
         return ""
     where = source(figures, "evaluation", "tokens")
-    scored = {model_name(name): found["models"][name] for name in in_order(found["models"])}
+    scored = {title: found["models"][name] for name, title in titled(found["models"], figures).items()}
     scored |= {title: found["baselines"][name] for name, title in BASELINES.items() if name in found.get("baselines", {})}
     base = next(iter(scored.values()))
     domains = list(base)
@@ -80,7 +77,7 @@ def tasks(figures: Figures) -> str:
         return ""
     where, parts = source(figures, "evaluation", "items"), []
     for task in sorted({task for summary in found.values() for task in summary}):
-        scored = [(model_name(name), found[name][task]) for name in in_order(found) if task in found[name]]
+        scored = [(title, found[name][task]) for name, title in titled(found, figures).items() if task in found[name]]
         marks = [(name, *_limits_of(row["acc_norm"])) for name, row in scored]
         chart = whiskers(marks, scored[0][1]["chance"], "share of items")
         parts.append(figure(f"{task}: acc_norm with 95 % intervals", chart, where, "dashed: chance"))
@@ -122,15 +119,15 @@ def alignment(figures: Figures) -> str:
 
 def _policies(aligned: Mapping[str, Any], figures: Figures) -> str:
     where = source(figures, "evaluation", "pairs")
-    models = {name: aligned["models"][name] for name in in_order(aligned["models"])}
-    gains = {name: aligned["gains"][name] for name in in_order(aligned["gains"])}
-    places = [Series(model_name(n), [m["kl_per_token"]], [m["gold"]["mean"]], [model_name(n)]) for n, m in models.items()]
+    models = {title: aligned["models"][name] for name, title in titled(aligned["models"], figures).items()}
+    gains = {title: aligned["gains"][name] for name, title in titled(aligned["gains"], figures).items()}
+    places = [Series(n, [m["kl_per_token"]], [m["gold"]["mean"]], [n]) for n, m in models.items()]
     charts = [figure("Gold reward against KL from SFT", line_chart(places, "KL a token (nats)", "gold reward"), where)]
     if gains:
-        marks = [(model_name(n), *_limits_of(gain["gold"])) for n, gain in gains.items()]
+        marks = [(n, *_limits_of(gain["gold"])) for n, gain in gains.items()]
         charts.append(figure("Gain in gold reward, paired by prompt", whiskers(marks, 0.0, "after - before"), where, "dashed: no change"))
     rows = [
-        (model_name(n), f"{m['prompts']:,}", _value(m["gold"]), number(m["kl_per_token"]), _value(m["tokens"], ".1f"), _percent(m["ended"]))
+        (n, f"{m['prompts']:,}", _value(m["gold"]), number(m["kl_per_token"]), _value(m["tokens"], ".1f"), _percent(m["ended"]))
         for n, m in models.items()
     ]
     tables = [
@@ -139,7 +136,7 @@ def _policies(aligned: Mapping[str, Any], figures: Figures) -> str:
     if gains:
         head = ["against SFT", "gold reward", "tokens", "gold, not shorter"]
         changes = [
-            (model_name(n), _value(g["gold"], "+.3f"), _value(g["tokens"], "+.1f"), _value(g["gold_where_not_shorter"], "+.3f"))
+            (n, _value(g["gold"], "+.3f"), _value(g["tokens"], "+.1f"), _value(g["gold_where_not_shorter"], "+.3f"))
             for n, g in gains.items()
         ]
         tables.append(block(heading("What alignment changed, paired by prompt"), table(head, changes, stacked=True)))
@@ -172,8 +169,8 @@ def samples(figures: Figures) -> str:
     parts = []
     for sample in found:
         texts = [heading("Prompt"), pre(sample["prompt"])]
-        for name in in_order(sample["responses"]):
+        for name, title in titled(sample["responses"], figures).items():
             answer, when = sample["responses"][name], "before" if name in ("base", "sft") else "after"
-            texts += [heading(f"{model_name(name)} ({when}), gold reward {number(answer['gold'])}"), pre(answer["text"])]
+            texts += [heading(f"{title} ({when}), gold reward {number(answer['gold'])}"), pre(answer["text"])]
         parts.append(block(*texts))
     return grid(parts) + (source_line(source(figures, "evaluation", "pairs")) if parts else "")

@@ -11,14 +11,14 @@ from typing import Any
 from evaluation.charts import arcs, number, short
 from evaluation.page import Figures, Verdict, block, card, figure, grid, heading, page, paragraph, points, source, source_line, table
 from evaluation.report_corpus import absent, corpus, drops, signals, token_account
-from evaluation.report_models import alignment, bits, in_order, model_name, samples, tasks, training
+from evaluation.report_models import alignment, bits, samples, tasks, titled, training
 
 Costs = Mapping[str, Mapping[str, Any]]
 """By role: seconds, cores, created, execution, bytes. They are all that may differ between equal runs."""
 
 
 def report(figures: Figures, costs: Costs) -> str:
-    """The whole page."""
+    """The whole page. figures["titles"] says what the trained models are called, by role and in the order of training."""
     sections = [
         ("claims", "Claims", _claims(figures)),
         ("run", "The run", _run(figures, costs)),
@@ -51,7 +51,9 @@ def _headline(figures: Figures, costs: Costs) -> str:
     if choice := evaluation.get("tasks", {}).get("base", {}).get("continuation"):
         cards.append(card(f"{100 * choice['acc_norm']['mean']:.1f} %", f"multiple choice; chance is {100 * choice['chance']:.0f} %", where))
     gains = evaluation.get("alignment", {}).get("gains", {})
-    cards += [card(f"{gains[name]['gold']['mean']:+.3f}", f"gold reward by {model_name(name)}", where) for name in in_order(gains)]
+    cards += [
+        card(f"{gains[name]['gold']['mean']:+.3f}", f"gold reward by {title}", where) for name, title in titled(gains, figures).items()
+    ]
     if costs:
         total = sum(cost["seconds"] for cost in costs.values())
         cards.append(card(duration(total), "for all stages, each when it last ran", "manifests of all stages"))

@@ -1,4 +1,4 @@
-"""align: a pretrained model -> supervised fine-tuning, a reward model, PPO and DPO."""
+"""align: a pretrained model -> supervised fine-tuning, a reward model, PPO, DPO and other direct methods."""
 
 from typing import Any
 
@@ -9,24 +9,27 @@ from bessemer.config import Config, Preset
 from engine.runner import Runner
 from flows import curate, train
 from flows.in_prefect import in_prefect
-from tasks.dpo import dpo
+from tasks.dpo import direct
 from tasks.ppo import ppo
 from tasks.reward import reward
 from tasks.sft import sft
+from training.config import METHODS
 
 
 def stages(run: Runner, config: Config, trained: dict[str, Any]) -> dict[str, Any]:
-    if not config.align.methods:
+    made = config.align.stages()
+    if not made:
         return trained
     common = {"pairs": trained["pairs"], "tokenizer": trained["tokenizer"], "calibration": trained["calibration"]}
     tuned = run(sft, base=trained["base"], **common)
     aligned = {"sft": tuned}
-    if {"reward", "ppo"} & {*config.align.methods}:
+    if "reward" in made:
         aligned["reward"] = run(reward, base=tuned, **common)
-    if "ppo" in config.align.methods:
+    if "ppo" in made:
         aligned["ppo"] = run(ppo, base=tuned, reward=aligned["reward"], **common)
-    if "dpo" in config.align.methods:
-        aligned["dpo"] = run(dpo, base=tuned, **common)
+    for name in made:
+        if METHODS[name].direct:
+            aligned[name] = run(direct(name), base=tuned, **common)
     return trained | aligned
 
 

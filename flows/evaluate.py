@@ -10,8 +10,9 @@ from engine.runner import Runner
 from flows import align, curate, train
 from flows.in_prefect import in_prefect
 from tasks.evaluate import evaluate as evaluate_models
+from training.config import METHODS
 
-ROLES = ("tokens", "items", "pairs", "tokenizer", "base", "blocks", "sft", "reward", "ppo", "dpo", "calibration")
+ROLES = ("tokens", "items", "pairs", "tokenizer", "base", "blocks", *METHODS, "calibration")
 
 
 def stages(run: Runner, config: Config, made: dict[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,26 @@
-"""dpo: SFT's model moved towards preferred answers without a reward model, tied to itself as reference (Rafailov et al. 2023)."""
+"""dpo: SFT's model moved towards preferred answers without a reward model, tied to itself as reference (Rafailov et al. 2023).
+
+The stages of other methods that do the same with another loss are this one too, under their names.
+"""
+
+from dataclasses import replace
 
 from contract.ledger import Ledger
-from engine.stage import Output, stage
+from engine.stage import Output, Stage, stage
 from store.artifact import Artifact
-from tasks.training_stages import FineTuning, fine_tune
-from training.config import DpoConfig
+from tasks.training_stages import FineTuning, fine_tune, fine_tuning
+from training.config import METHODS
 
 
-class DirectTuning(FineTuning):
-    method: DpoConfig
-
-
-@stage(
-    version=1,
-    config=lambda c: DirectTuning(engine=c.align.engine, zero_stage=c.align.zero_stage, method=c.align.dpo),
-    exclusive=True,
-)
+@stage(version=METHODS["dpo"].version, config=lambda c: fine_tuning(c.align, c.align.dpo), exclusive=True)
 def dpo(
-    base: Artifact, pairs: Artifact, tokenizer: Artifact, config: DirectTuning, out: Output, calibration: Artifact | None = None
+    base: Artifact, pairs: Artifact, tokenizer: Artifact, config: FineTuning, out: Output, calibration: Artifact | None = None
 ) -> Ledger:
     """model/, losses.jsonl, validation.json (loss, and accuracy of the implicit reward)."""
-    fine_tune(out, "dpo", config, base, pairs, tokenizer, calibration)
+    fine_tune(out, config, base, pairs, tokenizer, calibration)
     return Ledger()
+
+
+def direct(name: str) -> Stage:
+    """The stage of a method whose row in METHODS says `direct`."""
+    return replace(dpo, name=name, version=METHODS[name].version, config=lambda c: fine_tuning(c.align, getattr(c.align, name)))

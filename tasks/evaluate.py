@@ -20,6 +20,7 @@ from evaluation.claims import claims
 from evaluation.config import EvaluateConfig
 from store.artifact import Artifact
 from tasks.calibrate import place
+from training.config import METHODS
 from training.loader import global_batch
 
 
@@ -42,16 +43,16 @@ def evaluate(
     pairs: Artifact | None = None,
     sft: Artifact | None = None,
     reward: Artifact | None = None,
-    ppo: Artifact | None = None,
-    dpo: Artifact | None = None,
     calibration: Artifact | None = None,
+    **aligned: Artifact,
 ) -> Ledger:
     """evaluation.json; answers.parquet (by model and item); responses.parquet (by model and prompt).
 
-    The work is done by a child process (evaluation/child.py). Figures: the headlines and the claims that hold.
+    `aligned`: what METHODS made of SFT's model, by name. The work is done by a child process (evaluation/child.py). Figures: the
+    headlines and the claims that hold.
     """
-    given = {"base": base, "sft": sft, "ppo": ppo, "dpo": dpo}
-    models = {name: artifact for name, artifact in given.items() if artifact is not None}
+    later = sorted(aligned, key=[*METHODS].index)  # their order is that of the rows in responses.parquet
+    models = {"base": base} | ({"sft": sft} if sft is not None else {}) | {name: aligned[name] for name in later}
     vocab_size = int(orjson.loads((base.folder("model") / "config.json").read_bytes())["vocab_size"])
     where = place(out.run, calibration)
     threads = where.threads * where.ranks  # the ranks of training are over

@@ -14,6 +14,7 @@ from evaluation.config_export import ExportConfig
 from store.artifact import Artifact
 from tasks.model_card import Facts, model_card
 from tokens.trainer import END, END_ID, PAD, PAD_ID
+from training.config import POLICIES
 
 PROMPT_TOKENS = 24
 
@@ -55,7 +56,8 @@ def export(
 
     ours = load_folder(model.folder("model"))
     if not isinstance(ours, Transformer):
-        raise InputError(f"{model.where()} holds a scalar model, not a language model; set align.export to pretrain, sft, ppo or dpo")
+        *names, last = "pretrain", *POLICIES
+        raise InputError(f"{model.where()} holds a scalar model, not a language model; set align.export to {', '.join(names)} or {last}")
     tokenizer_json = tokenizer.read("tokenizer.json")
     folder = out.scratch / "export"
     save_folder(ours, folder, END_ID, PAD_ID)

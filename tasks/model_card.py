@@ -12,16 +12,14 @@ import yaml
 from contract.ledger import Ledger
 from evaluation.config_export import ExportConfig
 from models.shapes import Shape
+from training.config import METHODS
 
 LANGUAGE_MODEL = (
     "Documents were chosen by language with fastText's language identification model lid.176 (Joulin et al. 2016), "
     "which is licensed [CC BY-SA 3.0](https://creativecommons.org/licenses/by-sa/3.0/). It is not part of this folder."
 )
-METHODS = {
-    "pretrain": "pretrained only: it continues text and follows no instructions",
-    "sft": "pretrained, then fine-tuned on prompts and responses (SFT)",
-    "ppo": "pretrained, fine-tuned on prompts and responses, then optimised against a learned reward (PPO)",
-    "dpo": "pretrained, fine-tuned on prompts and responses, then optimised on preference pairs (DPO)",
+LEARNED = {"pretrain": "pretrained only: it continues text and follows no instructions"} | {
+    name: method.learned for name, method in METHODS.items() if method.learned
 }
 MOST_LICENSES = 20
 
@@ -67,7 +65,7 @@ def _model(config: ExportConfig, facts: Facts) -> str:
         ("layers, width, heads, key-value heads", f"{shape.num_layers}, {shape.hidden_size}, {shape.num_heads}, {shape.num_kv_heads}"),
         ("context", f"{shape.context:,} tokens"),
         ("vocabulary", f"{shape.vocab_size:,}, byte-level BPE"),
-        ("training", METHODS.get(facts.method, facts.method)),
+        ("training", LEARNED.get(facts.method, facts.method)),
     ]
     return f"# {config.name}\n\n{config.description}\n\n" + _table(("", ""), rows)
 
@@ -161,7 +159,7 @@ def _limits(facts: Facts) -> str:
         "both miss some. What it writes can offend, and can repeat its training text.",
         "It was not examined for safety or bias, and its figures are of held-out text from the same sources, not of other text.",
     ]
-    if facts.method in ("ppo", "dpo"):
+    if facts.method not in ("pretrain", "sft"):
         limits.append("Its preferences are those of the preference data alone; it is not safer for them.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
 

@@ -19,9 +19,14 @@ from evaluation.claims import exported
 from evaluation.report_page import report as html
 from filters.decisions import PERPLEXITY, RULES
 from store.artifact import Artifact
+from training.config import METHODS
 
 SIGNALS = ("rules", "language", "perplexity", "toxicity", "pii", "contamination")
-TRAINED = ("base", "sft", "reward", "ppo", "dpo")
+TITLES = {"base": "pretrained"} | {name: method.title for name, method in METHODS.items()}
+"""What the page calls the trained models."""
+ROLES = ["documents", "duplicates", "splits", "items", *SIGNALS, "selection", "tokenizer", "tokens", "blocks", "base", "pairs"]
+ROLES += [*METHODS, "evaluation", "export", "calibration"]
+"""What a whole run makes, in the order of the flow."""
 BINS = 30
 HISTOGRAM_ROWS = 200_000
 """Documents whose signals are drawn: parts from the first on until there are as many; the histograms are then of a part of them."""
@@ -39,43 +44,17 @@ class Nothing(Frozen):
 
 
 @stage(version=3, config=lambda c: Nothing())
-def report(
-    documents: Artifact,
-    config: Nothing,
-    out: Output,
-    duplicates: Artifact | None = None,
-    splits: Artifact | None = None,
-    items: Artifact | None = None,
-    rules: Artifact | None = None,
-    language: Artifact | None = None,
-    perplexity: Artifact | None = None,
-    toxicity: Artifact | None = None,
-    pii: Artifact | None = None,
-    contamination: Artifact | None = None,
-    selection: Artifact | None = None,
-    tokenizer: Artifact | None = None,
-    tokens: Artifact | None = None,
-    blocks: Artifact | None = None,
-    base: Artifact | None = None,
-    pairs: Artifact | None = None,
-    sft: Artifact | None = None,
-    reward: Artifact | None = None,
-    ppo: Artifact | None = None,
-    dpo: Artifact | None = None,
-    evaluation: Artifact | None = None,
-    export: Artifact | None = None,
-    calibration: Artifact | None = None,
-) -> Ledger:
+def report(documents: Artifact, config: Nothing, out: Output, **more: Artifact) -> Ledger:
     """figures.json: content, deterministic. report.html: an attachment, as it shows times."""
-    given = {role: value for role, value in locals().items() if role not in ("config", "out")}
-    present: dict[str, Artifact] = {role: artifact for role, artifact in given.items() if artifact is not None}
-    figures = collect(present, [role for role, artifact in given.items() if artifact is None and role != "calibration"])
+    given = dict.fromkeys(ROLES) | {"documents": documents} | more
+    present = {role: artifact for role, artifact in given.items() if artifact is not None}
+    figures = collect(present, [role for role in given if role not in present and role != "calibration"])
     out.json("figures.json", figures)
-    out.attach("report.html", html(figures, costs(present)).encode())
+    out.attach("report.html", html(figures | {"titles": TITLES}, costs(present)).encode())
     out.figures |= {"stages": len(present), "missing": figures["missing"]}
-    if evaluation is not None:
+    if "evaluation" in present:
         held = [claim["holds"] for claim in figures["claims"]]
-        out.figures |= evaluation.figures | {"claims_held": sum(held), "claims": len(held)}
+        out.figures |= present["evaluation"].figures | {"claims_held": sum(held), "claims": len(held)}
     return Ledger()
 
 
@@ -100,7 +79,7 @@ def collect(present: dict[str, Artifact], missing: Sequence[str]) -> dict[str, A
     ]
     if "calibration" in present:
         figures["calibration"] = {key: present["calibration"].figures[key] for key in ("tried", "step_s")}
-    figures["curves"] = {role: found for role in TRAINED if role in present and (found := curves(present[role]))}
+    figures["curves"] = {role: found for role in TITLES if role in present and (found := curves(present[role]))}
     if "evaluation" in present:
         figures["evaluation"] = present["evaluation"].json("evaluation.json")
         figures["claims"] = figures["evaluation"].get("claims", []) + ([exported(present["export"].figures)] if "export" in present else [])

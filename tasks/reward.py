@@ -16,7 +16,7 @@ def reward(
     base: Artifact, pairs: Artifact, tokenizer: Artifact, config: FineTuning, out: Output, calibration: Artifact | None = None
 ) -> Ledger:
     """model/ (with score.weight), losses.jsonl, validation.json, margins.json (of every test pair: what the accuracies are made of)."""
-    kept = fine_tune(out, "reward", config, base, pairs, tokenizer, calibration)
+    kept = fine_tune(out, config, base, pairs, tokenizer, calibration)
     measured = json.loads((out.scratch / "result" / "margins.json").read_text())
     out.json("margins.json", measured)
     out.figures["accuracy"] = accuracies(kept.take(measured["rows"]), measured["margins"])

@@ -11,5 +11,5 @@ def sft(
     base: Artifact, pairs: Artifact, tokenizer: Artifact, config: FineTuning, out: Output, calibration: Artifact | None = None
 ) -> Ledger:
     """model/, losses.jsonl, validation.json (nats a response token on the validation pairs)."""
-    fine_tune(out, "sft", config, base, pairs, tokenizer, calibration)
+    fine_tune(out, config, base, pairs, tokenizer, calibration)
     return Ledger()

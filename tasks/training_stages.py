@@ -1,4 +1,4 @@
-"""What the five training stages share: the child's spec, its result as an artifact, and pairs as token ids."""
+"""What the training stages share: the child's spec, its result as an artifact, and pairs as token ids."""
 
 import json
 from dataclasses import asdict
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import SerializeAsAny
 
 from contract.config import Frozen
 from contract.errors import ConfigError, InputError
@@ -19,7 +20,7 @@ from store.digests import digest_of_file
 from tasks.calibrate import place, steps_in
 from tokens.encoder import Encoder
 from tokens.trainer import END_ID, PAD_ID
-from training.config import AlignConfig, EngineName, FineTuneConfig
+from training.config import METHODS, AlignConfig, EngineName, FineTuneConfig
 from training.loader import Ragged, write_ragged
 from training.options import Place
 
@@ -27,11 +28,12 @@ SPLITS = ("train", "validation", "test")
 
 
 class FineTuning(Frozen):
-    """What SFT, the reward model and DPO see of the configuration."""
+    """What every stage of align but PPO sees of the configuration."""
 
     engine: EngineName
     zero_stage: int
-    method: FineTuneConfig
+    method: SerializeAsAny[FineTuneConfig]
+    """With the settings that a method adds: they are identity too."""
 
 
 def fine_tuning(align: AlignConfig, method: FineTuneConfig) -> FineTuning:
@@ -127,25 +129,21 @@ def pair_figures(out: Output, table: pa.Table, kept: pa.Table) -> None:
 
 
 def fine_tune(
-    out: Output, kind: str, config: FineTuning, base: Artifact, pairs: Artifact, tokenizer: Artifact, calibration: Artifact | None
+    out: Output, config: FineTuning, base: Artifact, pairs: Artifact, tokenizer: Artifact, calibration: Artifact | None
 ) -> pa.Table:
-    """SFT, the reward model or DPO from the model of `base`; the rows of the pairs that fit its context."""
-    where = place(out.run, calibration)
+    """Train what the stage is for from the model of `base`; the rows of the pairs that fit its context."""
+    kind, where = out.attempt.stage, place(out.run, calibration)
     check_ranks(config.method.batch_size, where.ranks, f"align.{kind}.batch_size")
     answers = ["response"] if kind == "sft" else ["chosen", "rejected"]
     table, data = pairs.table("sft.parquet" if kind == "sft" else "preferences.parquet"), out.scratch / "pairs"
     kept = write_pairs(data, table, tokenizer, answers, context_of(base))
     pair_figures(out, table, kept)
     method = config.method
-    tokens = method.batch_size * sum(typical_width(data, name) for name in answers) * PASSES[kind]
+    tokens = method.batch_size * sum(typical_width(data, name) for name in answers) * METHODS[kind].passes
     steps = method.max_steps or steps_in(method.seconds, tokens, 1, calibration, f"align.{kind}.max_steps")
     sizes: dict[str, Any] = {"batch_size": method.batch_size, "steps": steps, "unit": "steps"}
     train(out, kind, method, where, engine=config.engine, zero_stage=config.zero_stage, init=base.folder("model"), data=data, **sizes)
     return kept
-
-
-PASSES = {"sft": 1.0, "reward": 1.0, "dpo": 4 / 3}
-"""What a token costs beside one of pretraining: DPO sends it through the reference too, there but not back."""
 
 
 def typical_width(data: Path, response: str | None = None) -> float:

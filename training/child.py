@@ -22,12 +22,12 @@ from models.conversion import load_folder, save_folder
 from models.transformer import ScalarModel, Shape, Transformer, initialise
 from store.checkpoints import Checkpoints
 from training.checkpoint_folder import Saver
-from training.config import DpoConfig, FineTuneConfig, Optimisation, PpoConfig, TrainConfig
+from training.config import FineTuneConfig, PpoConfig, TrainConfig, settings_of
 from training.engine_plain import Engine, PlainEngine
 from training.loader import Blocks, Ragged
 from training.loop import Loop, Plan, Progress, Stopped, cut
 from training.metrics import Report, final_loss, write_history
-from training.objectives import DirectPreference, LanguageModelling, Objective, Pairs, RewardModelling, SupervisedFineTuning
+from training.objectives import DIRECT, LanguageModelling, Objective, Pairs, RewardModelling, SupervisedFineTuning
 from training.options import Place, Recipe, micro_size
 from training.ppo_loop import ActorCritic, Gold, PpoLoop, PpoPlan
 from training.process_group import Rank, StopSignal, join, prepare
@@ -72,7 +72,7 @@ class Run:
         self.spec, self.report, self._gold = spec, report, gold
         self.place = Place(**spec["place"])
         self.kind: str = spec["kind"]
-        self.config: Optimisation = CONFIGS[self.kind].model_validate(spec["config"])
+        self.config = settings_of(self.kind).model_validate(spec["config"])
         prepare(self.place.threads, spec["config"]["seed"], self.place.device)
         self.should_stop = StopSignal()
         self.rank: Rank = join(needs_group=spec["engine"] == "deepspeed", device=self.place.device)
@@ -88,7 +88,7 @@ class Run:
         if self.rank.index == 0:
             (self.out / "result.json").write_text(json.dumps(result))
 
-    # -- pretraining, SFT, reward model, DPO
+    # -- what training/loop.py trains
 
     def _train(self) -> dict[str, Any]:
         config, spec = self.config, self.spec
@@ -123,8 +123,9 @@ class Run:
         pairs = Pairs(self.data, ["chosen", "rejected"])
         if self.kind == "reward":
             return RewardModelling(pairs, pad_id, device, config.validation_pairs, self.place.compile)
-        assert isinstance(config, DpoConfig)
-        return DirectPreference(pairs, pad_id, device, config.validation_pairs, load_folder(Path(self.spec["init"])), config.beta)
+        own = {name: getattr(config, name) for name in type(config).model_fields.keys() - FineTuneConfig.model_fields.keys()}
+        reference = load_folder(Path(self.spec["init"]))
+        return DIRECT[self.kind](pairs, pad_id, device, config.validation_pairs, reference=reference, **own)
 
     def _fresh(self) -> Transformer | ScalarModel:
         """The model that the run starts from: read from a folder, or drawn."""
@@ -225,14 +226,6 @@ PPO_FIELDS = (
     "kl_coefficient", "gamma", "gae_lambda", "value_iterations", "validation_every", "validation_prompts", "max_kl_per_token", "patience",
 )  # fmt: skip
 """What the loop takes from the config as it stands."""
-
-CONFIGS: dict[str, type[Optimisation]] = {
-    "pretrain": TrainConfig,
-    "sft": FineTuneConfig,
-    "reward": FineTuneConfig,
-    "dpo": DpoConfig,
-    "ppo": PpoConfig,
-}
 
 
 def figures(progress: Progress) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """What the user sets for training. The loop and the engines see plain values (training/options.py), never these classes."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from contract.config import Fraction, Frozen
+from contract.config import Fraction, Frozen, one_of
 from training.options import Recipe, Schedule, Skipping
 
 EngineName = Literal["deepspeed", "plain"]
-Method = Literal["sft", "reward", "ppo", "dpo"]
 
 
 class Optimisation(Frozen):
@@ -99,7 +99,7 @@ class TrainConfig(Optimisation):
 
 
 class FineTuneConfig(Optimisation):
-    """SFT, the reward model and DPO: passes over pairs."""
+    """SFT, the reward model and the direct methods: passes over pairs."""
 
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
@@ -164,13 +164,59 @@ class PpoConfig(Optimisation):
     patience: NonNegativeInt = 0
     """Looks without a better model after which training stops; 0 goes to the end."""
 
+    @property
+    def max_steps(self) -> int | None:
+        """What the other stages call it."""
+        return self.iterations
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the flows, the evaluation and the report know of a way to align."""
+
+    title: str
+    """What the report calls its model."""
+    learned: str | None
+    """How its model was made, for the model card. None: it is no language model, so it is neither scored nor exported."""
+    needs_reward: bool = False
+    """Its stage reads the reward model."""
+    direct: bool = False
+    """It learns from the preference pairs without a reward model. Its stage is then dpo's under its name (tasks/dpo.py), and its loss
+    is in DIRECT (training/objectives.py)."""
+    passes: float = 1.0
+    """What a token costs beside one of pretraining. A frozen reference adds a third: tokens go through it, but nothing comes back."""
+    version: int = 1
+    """Of a direct method's stage; another stage has its version where it is declared."""
+
+
+METHODS = {
+    "sft": Method("SFT", "pretrained, then fine-tuned on prompts and responses (SFT)"),
+    "reward": Method("reward model", None),
+    "ppo": Method(
+        "PPO",
+        "pretrained, fine-tuned on prompts and responses, then optimised against a learned reward (PPO)",
+        needs_reward=True,
+    ),
+    "dpo": Method(
+        "DPO",
+        "pretrained, fine-tuned on prompts and responses, then optimised on preference pairs (DPO)",
+        direct=True,
+        passes=4 / 3,
+    ),
+}
+"""By name, in the order of training. The name is that of the settings under `align`, of the stage, and of its artifact as an input."""
+POLICIES = tuple(name for name, method in METHODS.items() if method.learned)
+"""Those that make a language model."""
+MethodName = Annotated[str, one_of(METHODS)]
+ModelName = Annotated[str, one_of(("base", *POLICIES))]
+
 
 class AlignConfig(Frozen):
     """What follows pretraining."""
 
-    methods: tuple[Method, ...] = ("ppo",)
+    methods: tuple[MethodName, ...] = ("ppo",)
     """What is made beyond SFT and the reward model, which ppo needs."""
-    export: Literal["pretrain", "sft", "ppo", "dpo"] = "ppo"
+    export: Annotated[str, one_of(("pretrain", *POLICIES))] = "ppo"
     """Whose model is exported."""
     engine: EngineName = "deepspeed"
     zero_stage: int = Field(default=1, ge=0, le=2)
@@ -187,6 +233,20 @@ class AlignConfig(Frozen):
             raise ValueError(
                 f"align.export is {self.export}, align.methods make {', '.join(sorted(made))}; add it to methods or export another"
             )
-        for name in ("sft", "reward", "ppo", "dpo"):
+        for name in METHODS:
             check_engine(f"align.{name}", self.engine, self.zero_stage, getattr(self, name))
         return self
+
+    def stages(self) -> list[str]:
+        """What runs, in order: `methods`, before them SFT, and the reward model where one of them reads it."""
+        made = {*self.methods, *(["sft"] if self.methods else [])}
+        if any(METHODS[name].needs_reward for name in self.methods):
+            made.add("reward")
+        return [name for name in METHODS if name in made]
+
+
+def settings_of(stage: str) -> type[Optimisation]:
+    """The class of a training stage's settings."""
+    found = TrainConfig if stage == "pretrain" else AlignConfig.model_fields[stage].annotation
+    assert isinstance(found, type) and issubclass(found, Optimisation)
+    return found

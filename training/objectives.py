@@ -134,7 +134,7 @@ class SupervisedFineTuning:
 
 
 class Preferences:
-    """Batches of pairs, chosen rows first; what the reward model and DPO share."""
+    """Batches of pairs, chosen rows first; what the reward model and the direct methods share."""
 
     names: tuple[str, ...] = ("loss", "accuracy", "pairs")
 
@@ -164,12 +164,17 @@ class Preferences:
         """margins_B: by how much the chosen is preferred, in the units whose sigmoid is its probability."""
         raise NotImplementedError
 
+    def pair_losses(self, margins_B: Tensor) -> Tensor:
+        return bradley_terry(margins_B)
+
     def loss(self, model: Model, batch: Batch) -> Tensor:
-        return bradley_terry(self.margin(model, batch)).sum() * batch["scale"]
+        return self.pair_losses(self.margin(model, batch)).sum() * batch["scale"]
 
     def measure(self, model: Model, batch: Batch) -> Tensor:
         margin_B = self.margin(model, batch)
-        return torch.stack((bradley_terry(margin_B).sum(), wins(margin_B).sum(), torch.tensor(float(len(margin_B)), device=self._device)))
+        return torch.stack(
+            (self.pair_losses(margin_B).sum(), wins(margin_B).sum(), torch.tensor(float(len(margin_B)), device=self._device))
+        )
 
 
 class RewardModelling(Preferences):
@@ -193,6 +198,11 @@ class DirectPreference(Preferences):
         with torch.no_grad():
             known_chosen, known_rejected = response_log_prob(self._reference(batch["tokens"]), batch).chunk(2)
         return dpo_margin(chosen, rejected, known_chosen, known_rejected, self._beta)
+
+
+DIRECT: dict[str, Callable[..., Preferences]] = {"dpo": DirectPreference}
+"""Methods that learn from pairs without a reward model. Each is given the pairs, SFT's model as `reference`, and by name the settings
+that its class in training/config.py adds to FineTuneConfig."""
 
 
 def next_token_nats(model: Model, tokens_BT: Tensor) -> Tensor:

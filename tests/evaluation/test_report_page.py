@@ -127,6 +127,7 @@ def figures() -> dict[str, Any]:
         },
         "limits": ["small", NASTY],
         "missing": ["dpo"],
+        "titles": {"base": "pretrained", "sft": "SFT", "reward": "reward model", "ppo": "PPO"},
     }
 
 
