@@ -17,8 +17,9 @@ from engine.stage import Output, stage
 from evaluation.charts import POINTS
 from evaluation.claims import exported
 from evaluation.report_page import report as html
-from filters.decisions import PERPLEXITY, RULES
+from filters.decisions import PERPLEXITY, RULES, own_rules
 from store.artifact import Artifact
+from tasks.score_signal import OWN
 from training.config import METHODS
 
 SIGNALS = ("rules", "language", "perplexity", "toxicity", "pii", "contamination")
@@ -73,9 +74,8 @@ def collect(present: dict[str, Artifact], missing: Sequence[str]) -> dict[str, A
     judges = judged(present)
     figures["signals"] = [
         row | judges.get((family, row["signal"]), {})
-        for family in SIGNALS
-        if family in present
-        for row in histograms(family, present[family])
+        for family, artifact in families(present).items()
+        for row in histograms(family, artifact)
     ]
     if "calibration" in present:
         figures["calibration"] = {key: present["calibration"].figures[key] for key in ("tried", "step_s")}
@@ -95,6 +95,12 @@ def read_by_domain(present: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
     }
 
 
+def families(present: dict[str, Artifact]) -> dict[str, Artifact]:
+    """The signals that there are, ours before the user's own."""
+    own = {role.removeprefix(OWN): artifact for role, artifact in present.items() if role.startswith(OWN)}
+    return {family: present[family] for family in SIGNALS if family in present} | own
+
+
 def judged(present: dict[str, Artifact]) -> dict[tuple[str, str], dict[str, Any]]:
     """By (family, signal): the reason it can drop a document for, how many were, and the bounds of the domains that there are."""
     if "selection" not in present:
@@ -105,8 +111,10 @@ def judged(present: dict[str, Artifact]) -> dict[tuple[str, str], dict[str, Any]
     there = present["documents"].figures.get("domains", {})
     found: dict[tuple[str, str], dict[str, Any]] = {}
     found[PERPLEXITY, PERPLEXITY] = {"reason": PERPLEXITY, "dropped": dropped.get(PERPLEXITY, 0), "bounds": []}
-    for rule in RULES:
-        bounds = {rules[rule.field] for domain, rules in config["rules"].items() if domain in there} if rule.field else set()
+    own = config.get("signals", {})
+    for rule in (*RULES, *own_rules(own)):
+        by_domain = own.get(rule.family, config["rules"])
+        bounds = {rules.get(rule.field) for domain, rules in by_domain.items() if domain in there} if rule.field else set()
         if rule.family == "contamination":
             bounds = {config["max_overlap_fraction"]}
         row = found.setdefault((rule.family, rule.column), {"reason": rule.reason, "dropped": dropped.get(rule.reason, 0), "bounds": []})

@@ -17,6 +17,7 @@ from engine.parts import stop_ray
 from filters.config import SignalConfig
 from filters.signals import Signal, signals_of
 from tasks.gate_select import gate_select
+from tasks.report import collect
 from tasks.score_language import score_language
 from tasks.score_pii import score_pii
 from tasks.score_rules import score_rules
@@ -89,6 +90,13 @@ def test_the_pages_signal_is_measured_and_drops_by_its_bounds(package: Path, tmp
     assert measured["mark_fraction"].to_pylist() == pytest.approx([row["text"].count("!") / len(row["text"]) for row in rows()])
     assert run.whole("selection")["reason"].to_pylist() == [None, "excitement", None, None], "code has no bound"
     assert run.made["selection"].ledger.documents.dropped == {"excitement": 1}
+    run.made["documents"].manifest["figures"]["domains"] = dict.fromkeys(
+        ("web", "code"), {"documents": 2, "bytes": 1}
+    )  # as ingest has them
+    drawn = {(row["family"], row["signal"]): row for row in collect(run.made, [])["signals"]}
+    row = drawn["excitement", "mark_fraction"]
+    assert (row["reason"], row["dropped"], row["bounds"]) == ("excitement", 1, [0.02]), "the report shows it"
+    assert sum(row["counts"]) + row["beyond"] == 4
     totals = run.made["gate"].json("statistics.json")["totals"][0]
     assert (totals["largest_reason"], totals["kept_fraction"]) == ("excitement", 0.75), "the gate knows the reason as one of select's"
 
