@@ -14,8 +14,15 @@ from store.root import open_root
 from store.storage import Storage
 
 SUFFIXES = {"txt": "txt", "text": "txt", "md": "md", "markdown": "md", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
-WILD = re.compile(r"[*?\[]")
+"""The form of a file by its suffix. Each form is a suffix too, and messages name that one."""
+NEVER_PACKED = ("parquet",)
+"""Forms with a compression of their own: not looked for under .gz and .zst."""
 RECORDS = ("jsonl", "parquet")
+"""Forms of many documents: a cap is counted in their records, not in files."""
+SPLIT = ("jsonl", "parquet")
+"""Records that can be read from the middle of a file on."""
+WILD = re.compile(r"[*?\[]")
+NUMERALS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 class SourceFile(NamedTuple):  # an environment has 100,000 of them, and a dataclass takes four times as long to make
@@ -37,7 +44,7 @@ class SourceFile(NamedTuple):  # an environment has 100,000 of them, and a datac
     @property
     def in_records(self) -> bool:
         """Whether it holds many documents."""
-        return self.form in ("jsonl", "parquet", "questions")
+        return self.form in (*RECORDS, "questions")
 
 
 Digests = Callable[[Iterable[Path]], dict[str, str]]
@@ -80,8 +87,15 @@ def _nothing(source: Source, found: list[SourceFile]) -> str:
         return f"source {source.name}: there are no files in {source.uri}; give a file, folder or glob that has some"
     return (
         f"source {source.name}: none of the {len(found)} files of {source.uri} (first: {found[0].locator}) ends in "
-        ".txt, .md, .jsonl or .parquet, the first three also with .gz or .zst; set the source's `format`"
+        f"{known_suffixes()}; set the source's `format`"
     )
+
+
+def known_suffixes() -> str:
+    """What `auto` goes by, in words."""
+    *others, last = sorted(dict.fromkeys(SUFFIXES.values()), key=NEVER_PACKED.__contains__)
+    packed = NUMERALS[len({*others, last}.difference(NEVER_PACKED))]
+    return f"{', '.join(f'.{form}' for form in others)} or .{last}, the first {packed} also with .gz or .zst"
 
 
 def _shaped(source: Source, file: SourceFile) -> SourceFile | None:
@@ -89,7 +103,7 @@ def _shaped(source: Source, file: SourceFile) -> SourceFile | None:
     compression = compression_of(file.locator)
     stem = file.locator[: -len(compression) - 1] if compression else file.locator
     form = SUFFIXES.get(stem.lower().rpartition(".")[2]) if source.format == "auto" else source.format
-    if form is None or (form == "parquet" and compression):
+    if form is None or (form in NEVER_PACKED and compression):
         return None
     return file._replace(form=form, compression=compression, kind=form)
 

@@ -10,9 +10,9 @@ from contract.config import canonical_json
 from contract.errors import InputError
 from sources.config import Source
 from sources.environment import Environment, environment_files
-from sources.files import RECORDS, Digests, SourceFile, files_of
+from sources.files import RECORDS, SPLIT, Digests, SourceFile, files_of
 from sources.lines import splittable
-from sources.reader import Opener
+from sources.opener import Opener
 
 TEXT_GROWTH = 4  # text under gzip or Zstandard: about that much larger, for parts of like work
 
@@ -128,7 +128,7 @@ def plan_parts(selections: Sequence[Selection], part_bytes: int, opener: Opener)
 
 
 def _pieces(index: int, source: Source, file: SourceFile, part_bytes: int, opener: Opener) -> Iterable[Piece]:
-    if file.form not in RECORDS or file.compression or file.size <= part_bytes:
+    if file.form not in SPLIT or file.compression or file.size <= part_bytes:
         return [Piece(index, file)]
     if file.form == "jsonl" and not splittable(opener.head(file), source.encoding):
         return [Piece(index, file)]

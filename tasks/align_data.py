@@ -24,10 +24,10 @@ from evaluation.gold import MODEL, SETTINGS, Squash, load_model, log_probability
 from filters.config_split import SplitConfig
 from filters.group_split import SIDES, side
 from sources.config import AlignDataConfig, IngestIdentity, Source
+from sources.opener import Opener
+from sources.pieces import rows_of
 from sources.plan import Selection, plan_parts
 from sources.preferences import Pair, draw, negatives, pair_of, shuffled
-from sources.reader import Opener
-from sources.reading import rows_of
 from sources.removals import Removals
 from sources.rows import Batch, Document, Unreadable
 from store.artifact import Artifact

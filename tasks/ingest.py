@@ -14,9 +14,9 @@ from engine.parts import Part, PartWriter, map_parts
 from engine.stage import Output, stage
 from sources.config import IngestIdentity, Source
 from sources.environment import Environment
+from sources.opener import Opener
+from sources.pieces import rows_of
 from sources.plan import Piece, Selection, digest_of_selection, plan_parts, select
-from sources.reader import Opener
-from sources.reading import rows_of
 from sources.removals import Removals
 from sources.rows import Batch, Document, Unreadable, quarantine_table
 from store.digests import digests_of_files

@@ -10,8 +10,9 @@ from contract.schemas import document_id
 from sources.config import ENVIRONMENT_SOURCES, IngestConfig
 from sources.docstrings import docstrings, questions
 from sources.environment import Environment, installed_files
+from sources.formats import read
+from sources.opener import Opener
 from sources.plan import Selection, digest_of_selection, select
-from sources.reader import Opener, read
 from sources.roff import deroff
 from sources.rows import Document
 from sources.texts import html_text

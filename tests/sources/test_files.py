@@ -14,9 +14,9 @@ from contract.errors import ConfigError, InputError, IntegrityError, PipelineErr
 from sources.config import IngestConfig, IngestIdentity, Source, unique_names
 from sources.environment import Environment
 from sources.files import SourceFile, files_of
+from sources.opener import Opener
+from sources.pieces import rows_of
 from sources.plan import Selection, digest_of_selection, plan_parts, select
-from sources.reader import Opener
-from sources.reading import rows_of
 from sources.rows import Document
 from store.digests import digests_of_files
 from store.storage import Storage

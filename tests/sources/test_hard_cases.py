@@ -10,7 +10,7 @@ import pytest
 from contract.errors import InputError
 from sources.config import IngestConfig, Source
 from sources.files import files_of
-from sources.reader import read
+from sources.formats import read
 from sources.rows import Document, Row, Unreadable
 from sources.streams import StreamFault, stream
 

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sources.docstrings import MOST_TOKENS
+from sources.formats import MOST_PARSED_BYTES
 from sources.pages import largest_page, row_groups
-from sources.reader import MOST_PARSED_BYTES
 
 PROJECT = Path(__file__).parents[2]
 UNCLOSED = {
@@ -36,7 +36,7 @@ CHILD = """
 import io, sys
 from sources.config import IngestConfig, Source
 from sources.files import SourceFile
-from sources.reader import read
+from sources.formats import read
 
 def rows(data, form, compression=None):
     file = SourceFile("f", form, len(data), "f", compression=compression)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from sources.config import IngestConfig, Source
 from sources.files import SourceFile
+from sources.formats import read
 from sources.lines import Line, LineFile, lines
-from sources.reader import read
 from sources.rows import Document, Row, Unreadable
 from sources.streams import StreamFault, stream
 

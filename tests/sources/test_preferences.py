@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sources.config import IngestConfig, Source
 from sources.files import SourceFile
+from sources.formats import read
 from sources.preferences import DAMAGED, GIVEN, OTHER, SHUFFLED, Pair, negatives, pair_of
-from sources.reader import read
 from sources.rows import Document
 
 answer = st.lists(st.text("abcdef", min_size=1, max_size=5), min_size=4, max_size=20).map(" ".join)

@@ -1,10 +1,11 @@
-"""Rows of a part's pieces, with the caps that are counted while reading."""
+"""The rows of a part: of all its pieces in order, with the caps that are counted while reading."""
 
 from collections.abc import Iterator, Sequence
 
 from sources.config import IngestConfig, Source
+from sources.formats import read
+from sources.opener import Opener
 from sources.plan import Piece
-from sources.reader import Opener, read
 from sources.rows import Document, Row
 
 
