@@ -1,6 +1,6 @@
 """Lines of a byte stream, with their offsets. A split of a file owns the lines that start in it, so any splits give all lines once.
 
-A line ends at the byte 0x0A alone (in UTF-16 and UTF-32: at the code unit), since U+2028, U+0085 and CR stand in good texts.
+A line ends at U+000A alone (the byte 0x0A; in UTF-16 and UTF-32 the code unit), since U+2028, U+0085 and CR stand in good texts.
 """
 
 import codecs
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from sources.rows import HEAD_BYTES
-from sources.streams import StreamFault, stream
+from sources.streams import StreamFault, not_plain, stream
 
 MARKS = (  # the longer first: the mark of UTF-32-LE begins as that of UTF-16-LE does
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -33,9 +33,10 @@ def marked(head: bytes) -> tuple[str, int] | None:
 
 
 def splittable(head: bytes, declared: str | None) -> bool:
-    """Whether a line file with these first bytes can be cut at any byte: not where a line's end is several bytes wide."""
+    """Whether a line file with these first four bytes can be cut at any byte: not where it is no text, of which only its first split
+    would know, nor where a line's end is another byte than 0x0A (EBCDIC) or several."""
     name = (marked(head) or (declared or "utf-8", 0))[0]
-    return len("\n".encode(_plain_name(name))) == 1
+    return not_plain(head) is None and "\n".encode(_plain_name(name)) == b"\n"
 
 
 def _plain_name(encoding: str) -> str:

@@ -36,13 +36,18 @@ def stream(handle: BinaryIO, compression: str | None, max_expansion: int) -> Ite
     return _bounded(handle, {"gz": _gunzip, "zst": _unzstd}[compression](handle), max_expansion)
 
 
+def not_plain(head: bytes) -> str | None:
+    """Why what begins with these bytes is no text, whatever its name says; None where it may be. Four bytes are enough."""
+    if head.startswith((GZIP, ZSTD)):
+        return f"compressed bytes under a plain name; rename it to end in .{'gz' if head.startswith(GZIP) else 'zst'}"
+    return "a zip archive; unpack it and give the files in it" if head.startswith(ZIP) else None
+
+
 def _plain(handle: BinaryIO) -> Iterator[bytes]:
     at_start = handle.tell() == 0
     while chunk := handle.read(CHUNK):
-        if at_start and chunk.startswith((GZIP, ZSTD)):
-            raise StreamFault(f"compressed bytes under a plain name; rename it to end in .{'gz' if chunk.startswith(GZIP) else 'zst'}")
-        if at_start and chunk.startswith(ZIP):
-            raise StreamFault("a zip archive; unpack it and give the files in it")
+        if at_start and (why := not_plain(chunk)) is not None:
+            raise StreamFault(why)
         at_start = False
         yield chunk
 

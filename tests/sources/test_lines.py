@@ -1,5 +1,6 @@
 """Lines and their splits, streams and their limits, against plain definitions and Python's own decompressors."""
 
+import codecs
 import gzip
 import io
 import itertools
@@ -8,28 +9,48 @@ import tracemalloc
 import zipfile
 import zlib
 from functools import cache
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sources.config import IngestConfig, Source
+from sources.environment import Environment
 from sources.files import SourceFile
 from sources.formats import read
-from sources.lines import Line, LineFile, lines
+from sources.lines import Line, LineFile, lines, splittable
+from sources.opener import Opener
+from sources.pieces import rows_of
+from sources.plan import plan_parts, select
 from sources.rows import Document, Row, Unreadable
-from sources.streams import StreamFault, stream
+from sources.streams import GZIP, ZIP, ZSTD, StreamFault, stream
+from store.digests import digests_of_files
 
 SOURCE = Source(uri="x", domain="web")
 LIMITS = IngestConfig()
 
 
-def rows(data: bytes, form: str, compression: str | None = None, limits: IngestConfig = LIMITS, **cut: int | None) -> list[Row]:
-    file = SourceFile("f", form, len(data), "f", compression=compression)
-    return list(read(file, SOURCE, limits, io.BytesIO(data), **cut))  # type: ignore[arg-type]
+def rows(
+    data: bytes,
+    form: str,
+    compression: str | None = None,
+    limits: IngestConfig = LIMITS,
+    declared: str | None = None,
+    **cut: int | None,
+) -> list[Row]:
+    file, source = SourceFile("f", form, len(data), "f", compression=compression), SOURCE.model_copy(update={"encoding": declared})
+    return list(read(file, source, limits, io.BytesIO(data), **cut))  # type: ignore[arg-type]
+
+
+def zipped(texts: dict[str, str]) -> bytes:
+    with zipfile.ZipFile(archive := io.BytesIO(), "w") as written:
+        for name, text in texts.items():
+            written.writestr(name, text)
+    return archive.getvalue()
 
 
 def cuts(points: list[int], size: int) -> list[tuple[int, int]]:
@@ -44,14 +65,54 @@ record = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(parts=st.lists(record, max_size=12), final=st.booleans(), points=st.lists(st.integers(0, 10**4), max_size=8), mark=st.booleans())
-def test_any_splits_give_the_rows_of_the_whole_file_once_and_in_order(parts: list, final: bool, points: list, mark: bool) -> None:
-    data = (b"\xef\xbb\xbf" if mark else b"") + b"\n".join(parts) + (b"\n" if final else b"")
-    if data.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
-        return  # not a plain file of one-byte line ends: the plan never splits it
-    whole = rows(data, "jsonl")
-    assert [row for start, end in cuts(points, len(data)) for row in rows(data, "jsonl", start=start, end=end)] == whole
+opening = st.sampled_from([b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF32_BE, GZIP, ZSTD, *ZIP])
+
+
+@settings(max_examples=200, deadline=None)
+@example(parts=[b"PK\x03\x04", b'{"text": ""}'], final=False, points=[2], head=b"", declared=None)
+@given(
+    parts=st.lists(record, max_size=12),
+    final=st.booleans(),
+    points=st.lists(st.integers(0, 10**4), max_size=8),
+    head=opening,
+    declared=st.sampled_from([None, "utf-8", "cp1252", "shift_jis", "cp037", "utf-16-le", "utf-8-sig"]),
+)
+def test_any_splits_give_the_rows_of_the_whole_file_once_and_in_order(
+    parts: list, final: bool, points: list, head: bytes, declared: str | None
+) -> None:
+    data = head + b"\n".join(parts) + (b"\n" if final else b"")
+    if not splittable(data[:4], declared):
+        return  # the plan reads it whole
+    whole = rows(data, "jsonl", declared=declared)
+    assert [row for start, end in cuts(points, len(data)) for row in rows(data, "jsonl", declared=declared, start=start, end=end)] == whole
+
+
+@pytest.mark.parametrize("head", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("declared", [None, "utf-8", "cp1252", "shift_jis", "gb18030"])
+def test_a_plain_file_of_an_encoding_whose_line_ends_are_one_byte_can_be_split(head: bytes, declared: str | None) -> None:
+    assert splittable((head + b'{"text": "x"}')[:4], declared)
+
+
+@pytest.mark.parametrize("name", [*(f"a zip of {count}" for count in (0, 1)), "gzip", "zstd", "EBCDIC"])
+def test_a_file_that_cannot_be_split_gives_the_same_rows_whatever_the_part_size(tmp_path: Path, name: str) -> None:
+    """Its first split alone would know what it is, and the others take its bytes for lines."""
+    text = "".join(f'{{"text": "line {i}"}}\n' for i in range(50))
+    contents = {
+        "a zip of 0": zipped({}),
+        "a zip of 1": zipped({"a.jsonl": text}),
+        "gzip": gzip.compress(text.encode()),
+        "zstd": zstandard.ZstdCompressor().compress(text.encode()),
+        "EBCDIC": text.encode("cp037"),
+    }
+    (tmp_path / "a.jsonl").write_bytes(contents[name])
+    source = Source(uri=str(tmp_path), domain="web", encoding="cp037" if name == "EBCDIC" else None)
+    selections = select([source], digests_of_files, Environment(site=(), stdlib=None, share=None, packages=None), None)
+    got = [
+        [row for part in plan_parts(selections, size, Opener()) for *_, row in rows_of(part, [source], LIMITS, Opener())]
+        for size in (16, 2**20)
+    ]
+    assert got[0] == got[1]
+    assert len(got[0]) == (50 if name == "EBCDIC" else 1) and isinstance(got[0][0], Document if name == "EBCDIC" else Unreadable)
 
 
 @settings(max_examples=100, deadline=None)
@@ -193,8 +254,5 @@ def test_a_line_knows_its_offset_after_a_mark_and_in_a_split() -> None:
 @pytest.mark.parametrize("form", ["txt", "md", "jsonl"])
 @pytest.mark.parametrize("texts", [{}, {"a.txt": "text " * 99}, {"a.txt": "a\0" * 99}])
 def test_a_zip_read_as_text_is_one_row_that_says_so(form: str, texts: dict[str, str]) -> None:
-    with zipfile.ZipFile(archive := io.BytesIO(), "w") as written:
-        for name, text in texts.items():
-            written.writestr(name, text)
-    (row,) = rows(archive.getvalue(), form)
+    (row,) = rows(zipped(texts), form)
     assert isinstance(row, Unreadable) and "zip archive" in row.reason
