@@ -100,6 +100,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 
 
 def _engine(config: Config, scope: str, journal: Any, force: Callable[[str], bool] = lambda stage: False) -> Engine:
+    config.refuse_missing_readers()
     return Engine(config.store(), config, config.run, journal, scope, force)
 
 

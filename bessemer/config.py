@@ -17,7 +17,7 @@ from evaluation.config_export import ExportConfig
 from filters.config import FiltersConfig, GatesConfig
 from filters.config_split import SplitConfig
 from models.config import ModelConfig
-from sources.config import AlignDataConfig, IngestConfig, Source
+from sources.config import AlignDataConfig, IngestConfig, Placed, Source
 from store.config import StorageConfig
 from store.root import open_root
 from store.storage import Storage
@@ -78,6 +78,11 @@ class Config(Frozen):
         """Whether a stage that will run leaves its number of steps to calibrate."""
         aligned = [getattr(self.align, name) for name in self.align.stages()]
         return any(settings.max_steps is None for settings in (self.train, *aligned))
+
+    def refuse_missing_readers(self) -> None:
+        """Look for readers of the user's own before anything runs: that of align_data would be missed hours into a run."""
+        for source in (*self.sources, *self.align_data.sources):
+            Placed.of(source)
 
     def store(self) -> Storage:
         root = self.storage.root or os.environ.get("BESSEMER_STORAGE_ROOT") or (PROJECT / "runs").as_uri()

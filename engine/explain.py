@@ -30,6 +30,8 @@ def difference(last: dict[str, Any] | None, identity: dict[str, Any], prefix: st
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        value = {str(index): item for index, item in enumerate(value)}
     if isinstance(value, dict) and value:
         return {key: item for name, inner in value.items() for key, item in _flat(inner, f"{prefix}.{name}" if prefix else name).items()}
     return {prefix: value}

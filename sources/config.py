@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from contract.config import Frozen
 from contract.schemas import DOMAINS
+from sources.plug_in_reader import reader_of
 from store.config import usable_uri
 
 ENVIRONMENT = "environment:"
@@ -26,6 +27,9 @@ class Source(Frozen):
     """Unique among the sources; the domain when unset. Part of every document's id."""
     format: Format = "auto"
     """auto goes by each file's suffix (.txt .md .jsonl .parquet, each but the last also with .gz or .zst)."""
+    reader: str | None = Field(default=None, min_length=1, exclude_if=lambda name: name is None)
+    """A reader of your own in place of `format`: package.module:OBJECT, or an entry point in bessemer.readers
+    (sources/plug_in_reader.py). Its suffixes say which files are read."""
     encoding: str | None = None
     """The encoding of text that is not UTF-8. Unset, whole files are detected, and lines that are not UTF-8 are quarantined."""
     text_field: str = "text"
@@ -77,6 +81,15 @@ class Source(Frozen):
             raise ValueError(f"encoding {value!r} is not known to Python; names are such as cp1252, shift_jis, utf-16-le") from error
         return name
 
+    @model_validator(mode="after")
+    def _reader_has_effect(self) -> "Source":
+        if self.reader is not None:
+            if self.is_environment:
+                raise ValueError(f"reader {self.reader}: {self.uri} is read as the environment is; leave reader out")
+            if self.format != "auto" or self.encoding is not None:
+                raise ValueError(f"reader {self.reader} says how files are read and decoded; leave format and encoding out")
+        return self
+
     @property
     def is_environment(self) -> bool:
         return self.uri.startswith(ENVIRONMENT)
@@ -119,10 +132,13 @@ class Placed(Source):
 
     uri: str = Field(exclude=True)
     kind: Literal["environment", "files"]
+    reader_version: int | None = Field(default=None, exclude_if=lambda version: version is None)
 
     @classmethod
     def of(cls, source: Source) -> "Placed":
-        return cls(**source.model_dump(), kind="environment" if source.is_environment else "files")
+        """Raises ConfigError when the source's reader is not to be had."""
+        version = reader_of(source.reader, source.name).version if source.reader else None
+        return cls(**source.model_dump(), kind="environment" if source.is_environment else "files", reader_version=version)
 
 
 class IngestIdentity(Frozen):

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlparse
 
 from contract.errors import ConfigError, InputError
 from sources.config import Source
+from sources.plug_in_reader import reader_of
 from sources.streams import compression_of
 from store.root import open_root
 from store.storage import Storage
@@ -17,7 +18,9 @@ SUFFIXES = {"txt": "txt", "text": "txt", "md": "md", "markdown": "md", "jsonl": 
 """The form of a file by its suffix. Each form is a suffix too, and messages name that one."""
 NEVER_PACKED = ("parquet",)
 """Forms with a compression of their own: not looked for under .gz and .zst."""
-RECORDS = ("jsonl", "parquet")
+PLUG_IN = "plug_in"
+"""The form of what a reader of the user's own reads."""
+RECORDS = ("jsonl", "parquet", PLUG_IN)
 """Forms of many documents: a cap is counted in their records, not in files."""
 SPLIT = ("jsonl", "parquet")
 """Records that can be read from the middle of a file on."""
@@ -85,10 +88,12 @@ def _is_unicode(name: str) -> bool:
 def _nothing(source: Source, found: list[SourceFile]) -> str:
     if not found:
         return f"source {source.name}: there are no files in {source.uri}; give a file, folder or glob that has some"
-    return (
-        f"source {source.name}: none of the {len(found)} files of {source.uri} (first: {found[0].locator}) ends in "
-        f"{known_suffixes()}; set the source's `format`"
-    )
+    if source.reader is None:
+        ends, remedy = known_suffixes(), "set the source's `format`"
+    else:
+        suffixes = (f".{suffix.lstrip('.')}" for suffix in reader_of(source.reader, source.name).suffixes)
+        ends, remedy = f"{' or '.join(suffixes)}, also with .gz or .zst", f"rename them, or correct the suffixes of {source.reader}"
+    return f"source {source.name}: none of the {len(found)} files of {source.uri} (first: {found[0].locator}) ends in {ends}; {remedy}"
 
 
 def known_suffixes() -> str:
@@ -99,9 +104,14 @@ def known_suffixes() -> str:
 
 
 def _shaped(source: Source, file: SourceFile) -> SourceFile | None:
-    """The file with its form and compression; None when `auto` does not know its suffix."""
+    """The file with its form and compression; None when neither `auto` nor the source's reader knows its suffix."""
     compression = compression_of(file.locator)
     stem = file.locator[: -len(compression) - 1] if compression else file.locator
+    if source.reader is not None:
+        reader = reader_of(source.reader, source.name)
+        if reader.takes(file.locator):  # its own compression, as of .warc.gz, is the reader's to undo
+            return file._replace(form=PLUG_IN, kind=PLUG_IN)
+        return file._replace(form=PLUG_IN, compression=compression, kind=PLUG_IN) if reader.takes(stem) else None
     form = SUFFIXES.get(stem.lower().rpartition(".")[2]) if source.format == "auto" else source.format
     if form is None or (form in NEVER_PACKED and compression):
         return None

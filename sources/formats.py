@@ -6,8 +6,9 @@ from typing import BinaryIO
 
 from sources.config import IngestConfig, Source
 from sources.docstrings import docstrings, questions
-from sources.files import SourceFile
+from sources.files import PLUG_IN, SourceFile
 from sources.lines import LineFile
+from sources.plug_in_records import read_by_plug_in
 from sources.records import read_jsonl, read_parquet
 from sources.roff import deroff
 from sources.rows import HEAD_BYTES, Blank, Document, Row, Unreadable
@@ -29,6 +30,10 @@ def _jsonl(file: SourceFile, source: Source, limits: IngestConfig, handle: Binar
 
 def _parquet(file: SourceFile, source: Source, limits: IngestConfig, handle: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
     return read_parquet(handle, file.locator, source, limits.max_record_bytes, limits.max_expansion, start, end)
+
+
+def _plug_in(file: SourceFile, source: Source, limits: IngestConfig, handle: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
+    return read_by_plug_in(handle, file.locator, file.compression, source, limits)
 
 
 def _whole(file: SourceFile, source: Source, limits: IngestConfig, handle: BinaryIO) -> Iterator[Row]:
@@ -100,6 +105,7 @@ def _storable(text: str) -> str:
 RECORD_FORMS: dict[str, Callable[[SourceFile, Source, IngestConfig, BinaryIO, int, int | None], Iterator[Row]]] = {
     "jsonl": _jsonl,
     "parquet": _parquet,
+    PLUG_IN: _plug_in,
 }
 """Forms of many documents, which are read as a stream: sources.files.RECORDS."""
 WHOLE_FORMS: dict[str, Callable[[SourceFile, Source, bytes], Iterator[Document]]] = {

@@ -39,7 +39,7 @@ def read_jsonl(handle: BinaryIO, path: str, source: Source, file: LineFile, star
         if isinstance(value, str):
             yield Unreadable(path, line.offset, value, line.data[:HEAD_BYTES])
         else:
-            yield _document(value, path, line.offset, source, line.data)
+            yield document_of(value, path, line.offset, source, line.data)
 
 
 def _object(encoding: str, line: Line) -> dict[str, Any] | str:
@@ -82,10 +82,12 @@ def _why_not_json(data: bytes, encoding: str, error: Exception) -> str:
 def _kind(value: object) -> str:
     if value is None:
         return "null"
-    return {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}.get(type(value), "a number")
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value)) or f"a {type(value).__name__}"
 
 
-def _document(record: dict[str, Any], path: str, at: int, source: Source, head: bytes) -> Row:
+def document_of(record: dict[str, Any], path: str, at: int, source: Source, head: bytes) -> Row:
+    """The document in a record, by the fields that the source names; `head` shows what it was where there is none."""
     text = record.get(source.text_field)
     if source.text_field not in record:
         names = ", ".join(sorted(record)[:6])
@@ -188,7 +190,7 @@ def _row(batch: pa.RecordBatch, index: int, length: int, path: str, at: int, sou
         record = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
     except (UnicodeDecodeError, ValueError, OverflowError) as error:
         return Unreadable(path, at, f"a row that cannot be read: {error}", b"")
-    return _document(record, path, at, source, str(record[source.text_field])[:HEAD_BYTES].encode("utf-8", "replace"))
+    return document_of(record, path, at, source, str(record[source.text_field])[:HEAD_BYTES].encode("utf-8", "replace"))
 
 
 def _row_bytes(batch: pa.RecordBatch) -> list[int]:

@@ -24,7 +24,8 @@ class Document(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A record, or the rest of a file, that cannot be read; `offset` in the decompressed stream (Parquet: the row)."""
+    """A record, or the rest of a file, that cannot be read; `offset` in the decompressed stream (Parquet: the row; a reader
+    of the user's own: the number of the record)."""
 
     locator: str
     offset: int

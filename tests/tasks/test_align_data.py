@@ -1,8 +1,10 @@
 """Alignment data through the engine: sides, negatives, and a gold judge that has seen none of it."""
 
 import json
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from evaluation.gold import MODEL, Gold, Squash, distinct_3, ends, tokens
 from filters.config_split import SplitConfig
 from filters.group_split import GROUPS
 from sources.config import AlignDataConfig, IngestConfig, IngestIdentity, Source
+from sources.plug_in_reader import Reader
 from sources.preferences import Pair
 from sources.removals import Removal, record
 from store.artifact import Artifact
@@ -98,6 +101,22 @@ def test_sides_follow_the_split_and_share_no_group_and_no_answer(tmp_path: Path,
     assert made.table("prompts.parquet")["prompt"].to_pylist() == [row["prompt"] for row in rows]
     kinds = {(row["split"], row["kind"]) for row in made.table("preferences.parquet").to_pylist()}
     assert len(kinds) == 9
+
+
+def test_a_reader_of_the_users_own_gives_the_same_pairs_and_its_version_is_identity(
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = ModuleType("their_pairs")
+    module.READER = Reader(version=3, suffixes=(".pairs",), read=lambda handle, locator: map(json.loads, handle))
+    monkeypatch.setitem(sys.modules, "their_pairs", module)
+    theirs = tmp_path / "theirs.pairs"
+    theirs.write_bytes(pairs.read_bytes())
+    source = Source(uri=str(theirs), domain="conversation", group_field="book", reader="their_pairs:READER")
+    made, want = run(tmp_path / "root", theirs, source), run(tmp_path / "root", pairs)
+    for name in ("sft.parquet", "preferences.parquet", "prompts.parquet"):
+        assert made.table(name).equals(want.table(name))
+    (placed,) = made.manifest["identity"]["config"]["reading"]["sources"]
+    assert (placed["reader"], placed["reader_version"]) == ("their_pairs:READER", 3)
 
 
 def test_the_judge_has_seen_no_answer_of_any_side(tmp_path: Path, pairs: Path) -> None:
