@@ -100,7 +100,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 
 
 def _engine(config: Config, scope: str, journal: Any, force: Callable[[str], bool] = lambda stage: False) -> Engine:
-    config.refuse_missing_readers()
+    config.refuse_missing_plug_ins()
     return Engine(config.store(), config, config.run, journal, scope, force)
 
 

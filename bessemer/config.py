@@ -16,6 +16,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.config_export import ExportConfig
 from filters.config import FiltersConfig, GatesConfig
 from filters.config_split import SplitConfig
+from filters.signals import signals_of
 from models.config import ModelConfig
 from sources.config import AlignDataConfig, IngestConfig, Placed, Source
 from store.config import StorageConfig
@@ -79,10 +80,12 @@ class Config(Frozen):
         aligned = [getattr(self.align, name) for name in self.align.stages()]
         return any(settings.max_steps is None for settings in (self.train, *aligned))
 
-    def refuse_missing_readers(self) -> None:
-        """Look for readers of the user's own before anything runs: that of align_data would be missed hours into a run."""
+    def refuse_missing_plug_ins(self) -> None:
+        """Look for code of the user's own before anything runs: some of it would be missed hours into a run. Raises ConfigError."""
         for source in (*self.sources, *self.align_data.sources):
             Placed.of(source)
+        for signal, own in signals_of(self.filters.signals).values():
+            signal.bounds(own)
 
     def store(self) -> Storage:
         root = self.storage.root or os.environ.get("BESSEMER_STORAGE_ROOT") or (PROJECT / "runs").as_uri()

@@ -40,7 +40,7 @@ def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> No
     log.setLevel(logging.INFO)  # Prefect gives loggers of ours the root's level, WARNING
     started = time.monotonic()
     config = load(preset.value, overrides)
-    config.refuse_missing_readers()
+    config.refuse_missing_plug_ins()
     storage = config.store()
     storage.probe()
     before = signal.getsignal(signal.SIGTERM)

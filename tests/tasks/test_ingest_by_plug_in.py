@@ -1,4 +1,4 @@
-"""The reader of docs/operations.md, in a package of the user's: run, planned, raised and refused."""
+"""The reader of docs/plug-ins.md, in a package of the user's: run, planned, raised and refused."""
 
 import re
 import subprocess
@@ -24,8 +24,8 @@ from store.storage import Storage
 from tasks.ingest import ingest
 
 PROJECT = Path(__file__).parents[2]
-SECTION = (PROJECT / "docs" / "operations.md").read_text().partition("## A reader of your own\n")[2].partition("\n## ")[0]
-PROGRAM, SOURCE = (re.sub("^    ", "", block, flags=re.MULTILINE) for block in re.findall(r"(?:(?:    .*)?\n)*    .*\n", SECTION))
+SECTION = (PROJECT / "docs" / "plug-ins.md").read_text().partition("## A reader\n")[2].partition("\n## ")[0]
+PROGRAM, SOURCE = re.findall(r"```\w+\n(.*?)```", SECTION, re.DOTALL)
 JOURNAL = ("started", "progress", "warn", "finished")
 
 

@@ -90,9 +90,8 @@ def test_the_pages_signal_is_measured_and_drops_by_its_bounds(package: Path, tmp
     assert measured["mark_fraction"].to_pylist() == pytest.approx([row["text"].count("!") / len(row["text"]) for row in rows()])
     assert run.whole("selection")["reason"].to_pylist() == [None, "excitement", None, None], "code has no bound"
     assert run.made["selection"].ledger.documents.dropped == {"excitement": 1}
-    run.made["documents"].manifest["figures"]["domains"] = dict.fromkeys(
-        ("web", "code"), {"documents": 2, "bytes": 1}
-    )  # as ingest has them
+    domains = {name: {"documents": 2, "bytes": 1} for name in ("web", "code")}
+    run.made["documents"].manifest["figures"]["domains"] = domains  # as ingest has them
     drawn = {(row["family"], row["signal"]): row for row in collect(run.made, [])["signals"]}
     row = drawn["excitement", "mark_fraction"]
     assert (row["reason"], row["dropped"], row["bounds"]) == ("excitement", 1, [0.02]), "the report shows it"
