@@ -4,7 +4,7 @@ from typing import Any
 
 
 def difference(last: dict[str, Any] | None, identity: dict[str, Any], prefix: str = "") -> str:
-    """A short sentence by field, such as `dedup.threshold 0.8 -> 0.85`; "first run" when there is nothing to compare."""
+    """A phrase for each changed field, such as `dedup.threshold 0.8 -> 0.85`; "first run" when there is nothing to compare."""
     if last is None:
         return "first run"
     if last == identity:

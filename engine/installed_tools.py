@@ -1,4 +1,4 @@
-"""Programs and models that set-up puts beside Python: lmplz, build_binary, fastText's language model."""
+"""Finds the programs and the model that set-up installs beside Python: lmplz, build_binary, fastText's language model."""
 
 import shutil
 import sys

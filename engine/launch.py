@@ -1,9 +1,9 @@
-"""Child processes of a stage: started, listened to, and never left behind.
+"""Runs the child processes of a stage: starts them, listens to them, and leaves none behind.
 
 A child is `python -m MODULE spec.json`. It writes JSON lines to stdout ({"progress": [done, total, unit], …}, {"warn": …},
 {"error": …}), leaves its files in spec["out"], and ends with 0, or with 75 when it was asked to stop and can go on later.
 Several ranks are several children (engine/ranks.py). With run.nodes above 1 the ranks of other machines are children of an actor
-there (engine/ranks_on_ray.py), and all else is the same.
+there (engine/ranks_on_ray.py); the rest is the same.
 """
 
 import json
@@ -22,24 +22,24 @@ from engine.stage_lines import Note
 
 COME_AGAIN = 75
 MOST_STALLS = 3
-"""So often a child that hangs is ended and started again without having come further; then the stage fails."""
+"""How often a child that hangs is killed and started again without further progress, before the stage fails."""
 GRACE_S = 10.0
-"""How long a child may take to die of SIGTERM once another has failed."""
+"""How long a child has to end after SIGTERM when another child has failed."""
 LAST_LINES = 30
-"""Of the stderr of a child that ended without a sentence of its own."""
+"""How many lines of stderr are logged for a child that ended without an error message of its own."""
 ERRORS: dict[str, type[PipelineError]] = {"ConfigError": ConfigError, "InputError": InputError}
-"""Errors of a child that are the user's to repair, and stay what they are on this side."""
+"""A child's errors that the user can repair. They keep their type in this process."""
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
-"""The latter is torch's, of a GPU."""
+"""The second is torch's, for a GPU."""
 MAKE_ROOM = "out of memory? Make room, or lower run.micro_batch_size, and run it again"
 
 _running: list[Children] = []
 
 
 def ask_to_stop() -> bool:
-    """SIGTERM to every running child: they finish their step, checkpoint and end with 75, and `run_child` raises ComeAgain.
+    """Send SIGTERM to every running child. They finish their step, checkpoint and end with 75; then `run_child` raises ComeAgain.
 
-    For a SIGTERM handler; safe to call from one. Returns whether there was a child to ask.
+    A signal handler may call it. Returns whether any child was running.
     """
     for children in list(_running):
         children.is_stopping = True
@@ -48,7 +48,7 @@ def ask_to_stop() -> bool:
 
 
 def end_all() -> None:
-    """SIGKILL to every running child: for a run that is being cancelled."""
+    """Send SIGKILL to every running child: for a run that is being cancelled."""
     for children in list(_running):
         children.signal(signal.SIGKILL)
 
@@ -56,8 +56,8 @@ def end_all() -> None:
 def run_child(module: str, spec: dict[str, Any], out: Output, ranks: int = 1, threads: int = 1, can_resume: bool = False) -> None:
     """Run the module's ranks to their end, forwarding progress and warnings.
 
-    can_resume: a child without a line for run.stall_minutes is ended and started again (it resumes from its checkpoint), at most
-    MOST_STALLS times without coming further. Raises StageFailed with the child's last error line, ComeAgain when it ended with 75.
+    can_resume: a child that writes no line for run.stall_minutes is killed and started again from its checkpoint, at most
+    MOST_STALLS times without further progress. Raises StageFailed with the child's last error, ComeAgain when it ended with 75.
     """
     Path(spec["out"]).mkdir(parents=True, exist_ok=True)
     best, stalls = -1.0, 0
@@ -94,7 +94,10 @@ def _run_once(module: str, spec: dict[str, Any], out: Output, ranks: int, thread
 
 
 def _forward_sigterm() -> Any:
-    """In the main thread and where nobody else handles it, SIGTERM to us is a wish to stop; the former handler, to put back."""
+    """Take SIGTERM to this process as a request to stop; returns the former handler, to put it back.
+
+    Only in the main thread, and only where nobody else handles SIGTERM; otherwise returns None.
+    """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         return None
     return signal.signal(signal.SIGTERM, lambda number, frame: ask_to_stop())
@@ -111,7 +114,7 @@ def _start(module: str, spec: dict[str, Any], folder: Path, ranks: int, threads:
 
 
 def _listen(children: Children, out: Output) -> float | None:
-    """Forward lines until every rank has closed its stdout; the last step, when none came for too long."""
+    """Forward lines until every rank has closed its stdout: None. Returns the last step if no line came for too long."""
     open_streams, reached, stall_s = len(children.processes), 0.0, out.run.stall_minutes * 60
     last = time.monotonic()
     while open_streams:
@@ -147,19 +150,19 @@ def _note_killed(children: Children) -> None:
 
 
 def _forward(line: str, children: Children, out: Output, reached: float) -> float:
-    """One line of a child to where it belongs; the step reached."""
+    """Pass one line of a child on to the output or the errors; returns the step reached."""
     try:
-        said = json.loads(line)
+        message = json.loads(line)
     except ValueError:
-        said = {"warn": line.strip()}  # a child writes nothing else; what it does write must not be lost
-    if "progress" in said:
-        done, total, unit = said["progress"]
-        out.progress(done, total, unit, Note.of(said))
+        message = {"warn": line.strip()}  # a child should write only JSON; any other line must not be lost
+    if "progress" in message:
+        done, total, unit = message["progress"]
+        out.progress(done, total, unit, Note.of(message))
         return float(done)
-    if "warn" in said:
-        out.warn(said["warn"])
-    if "error" in said:
-        children.errors.append((said.get("kind", ""), said["error"]))
+    if "warn" in message:
+        out.warn(message["warn"])
+    if "error" in message:
+        children.errors.append((message.get("kind", ""), message["error"]))
     return reached
 
 
@@ -168,8 +171,8 @@ def _finish(children: Children, out: Output) -> None:
     if not children.is_stopping and all(status == 0 for status in statuses):
         return
     _note_killed(children)
-    # Asked to stop before it could listen, a child dies of the signal: nothing was done yet, and nothing is lost. One that was asked
-    # in its last moment ends with 0, and is stopped all the same: nobody asks a second time.
+    # A child that is asked to stop before it handles SIGTERM dies of the signal. It has done nothing yet, so nothing is lost.
+    # A child that is asked in its last moment ends with 0. It counts as stopped too: nobody asks a second time.
     may_come_again = (0, COME_AGAIN, -signal.SIGTERM) if children.is_stopping else (0, COME_AGAIN)
     if all(status in may_come_again for status in statuses):
         raise ComeAgain("checkpointed; the same command goes on from here")
@@ -181,7 +184,7 @@ def _finish(children: Children, out: Output) -> None:
 
 
 def _last_words(children: Children, statuses: list[int], out: Output) -> str:
-    """How the first failed rank ended, or the one that was killed. What it said on stderr goes into the run's log."""
+    """How the killed rank ended, or else the first that failed. The end of its stderr goes into the run's log."""
     first = next(i for i, status in enumerate(statuses) if status not in (0, COME_AGAIN))
     rank = children.killed[0] if children.killed else first
     lines = children.stderr[rank].read_text(errors="replace").strip().splitlines()
@@ -190,5 +193,5 @@ def _last_words(children: Children, statuses: list[int], out: Output) -> str:
     if statuses[rank] == -signal.SIGKILL:
         return f"rank {rank} was ended by SIGKILL: {MAKE_ROOM}"
     ended = f"was ended by {signal.Signals(-statuses[rank]).name}" if statuses[rank] < 0 else f"ended with {statuses[rank]}"
-    why = f": {lines[-1]}. The log has all that it said last; run it again" if lines else " and said nothing; run it again"
+    why = f": {lines[-1]}. The log has its last lines; run it again" if lines else " and said nothing; run it again"
     return f"rank {rank} {ended}{why}"

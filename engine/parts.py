@@ -1,6 +1,6 @@
-"""Map a stage over its parts by Ray Data, each part sealed when it is done. The only user of Ray besides the cluster launcher.
+"""Maps a stage's work over its parts with Ray Data; each part is sealed when it is done. Ray's other user: ranks_on_ray.py.
 
-Ray starts with the first stage that has more than one part, on `ray_address` when one is set, and stops before training.
+Ray starts with the first stage that has more than one part, at `ray_address` if one is set, and stops before training.
 Order, names and content do not depend on it: a part's work writes files of fixed names, and results return in plan order.
 """
 
@@ -30,22 +30,23 @@ from store.attempt import Attempt
 Work = Callable[[dict[str, Any], "PartWriter"], dict[str, Any]]
 Sealed = tuple[str, list[FileRecord], dict[str, Any]]
 
-LAST_WORDS_S = 3.0
-"""How long Ray may take to bring the last that its workers said. It takes a tenth of a second, unless one of them died."""
+LAST_LINES_S = 3.0
+"""How long to wait for the last lines of Ray's workers. They take a tenth of a second, unless a worker died."""
 MOST_DEATHS = 3
-"""So often a part whose worker died is given to another; Ray Data's own number is without end."""
-SAID: queue.SimpleQueue[str] = queue.SimpleQueue()
-"""What Ray's workers wrote to stderr. Ray hears of it on a thread of its own; Prefect's log knows a run by the thread of its stage."""
+"""How often a part is given to another worker after its worker died. Ray Data's own default has no limit."""
+WORKER_LINES: queue.SimpleQueue[str] = queue.SimpleQueue()
+"""Lines that Ray's workers wrote to stderr. Ray delivers them on a thread of its own, but Prefect's log knows a run by the thread of its
+stage, so that thread takes them from here."""
 END_OF_PART = "bessemer: the end of a part "
-"""A line by which a worker says so on stderr: what it had to say of the part came before."""
+"""A worker writes this line to stderr at the end of a part: all its lines about the part came before."""
 
 SESSION: list[str] = []
-"""The socket of the Ray that this process has started; its processes are known by it."""
+"""The socket of the Ray that this process has started. Ray's processes are recognised by it."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One unit of work: a name that no other part of the stage has, and what the work needs to know."""
+    """One unit of work: a name that no other part of the stage has, and the arguments of the work."""
 
     name: str
     spec: dict[str, Any]
@@ -74,7 +75,7 @@ class PartWriter:
 def map_parts(out: Output, work: Work, parts: Sequence[Part], meanwhile: Callable[[], None] | None = None) -> list[dict[str, Any]]:
     """Run `work` for every part that no earlier attempt sealed; return the works' results in the order of `parts`.
 
-    `meanwhile` is done on a thread of its own if Ray has to be started, which leaves a core idle for seconds.
+    If Ray has to be started, `meanwhile` runs on a thread beside it: the start leaves a core idle for seconds.
     """
     if len({part.name for part in parts}) != len(parts):
         raise IntegrityError(f"{out.attempt.stage}: two parts have one name")
@@ -106,35 +107,35 @@ def _map(out: Output, work: Work, parts: Sequence[Part], meanwhile: Callable[[],
     if start_ray(run):
         out.execution["ray_start_s"] = round(time.monotonic() - begun, 1)
     refuse_unshared(attempt.storage.uri)
-    how = cloudpickle.dumps((attempt, work))  # as bytes: an object that a worker cannot load would be retried for ever by Ray Data
-    words = Words(out)
-    mark = words.mark  # alone: a worker has no log
+    how = cloudpickle.dumps((attempt, work))  # as bytes: Ray Data would retry for ever with an object that a worker cannot load
+    log = WorkerLog(out)
+    mark = log.mark  # not `log` itself: a worker cannot have it
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
         attempt, work = cloudpickle.loads(how)
         part = cloudpickle.loads(row["part"])
         try:
             return {"sealed": cloudpickle.dumps(_sealed_part(attempt, work, part))}
-        except Exception as error:  # carried as a value: Ray would wrap it beyond recognition
+        except Exception as error:  # returned as a value: Ray would wrap it beyond recognition
             return {"sealed": cloudpickle.dumps(_portable(error, f"{attempt.stage}: {part.name}"))}
         finally:
             print(mark, file=sys.stderr, flush=True)
 
     items = [{"part": cloudpickle.dumps(part)} for part in parts]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray means to take max_retries away and has nothing in its place (2.60)
+        warnings.simplefilter("ignore")  # Ray deprecates max_retries and has nothing in its place (2.60)
         rows = ray.data.from_items(items, override_num_blocks=len(items)).map(call, num_cpus=1, max_retries=MOST_DEATHS)
     try:
-        for come, row in enumerate(rows.iter_rows(), start=1):
+        for received, row in enumerate(rows.iter_rows(), start=1):
             sealed = cloudpickle.loads(row["sealed"])
             if isinstance(sealed, Exception):
-                words.wait_for(come)
+                log.wait_for(received)
                 raise sealed
             yield sealed
-            words.pass_on()
-        words.wait_for(len(parts))
+            log.pass_on()
+        log.wait_for(len(parts))
     except ray.exceptions.RayError as error:
-        words.wait_for(len(parts))
+        log.wait_for(len(parts))
         raise StageFailed(
             f"{attempt.stage}: a worker was killed or crashed {MOST_DEATHS + 1} times over: out of memory? "
             "Make room, or lower run.workers, and run it again: it goes on with the parts that are left."
@@ -142,49 +143,49 @@ def _map(out: Output, work: Work, parts: Sequence[Part], meanwhile: Callable[[],
 
 
 def _portable(error: Exception, where: str) -> Exception:
-    """An error that can be read where it is not known how it was made, with its traceback as a note."""
+    """The error in a form that any process can unpickle, with its traceback as a note."""
     ours = error if isinstance(error, PipelineError | OSError) else StageFailed(f"{where} failed with {said(error)}")
     ours.add_note(f"In a worker:\n{traceback.format_exc()}")
     return ours
 
 
 @dataclass
-class Words:
-    """What the workers of a stage write to stderr, into the stage's log. Ray brings a worker's lines in their order, and late."""
+class WorkerLog:
+    """Copies what the workers of a stage write to stderr into the stage's log. Ray brings a worker's lines in order, but late."""
 
     out: Output
     mark: str = field(default_factory=lambda: END_OF_PART + secrets.token_hex(8))
     ended: int = 0
-    """Parts of which nothing more will come."""
-    said: set[str] = field(default_factory=set)
+    """How many parts have ended: no more lines will come from them."""
+    logged: set[str] = field(default_factory=set)
 
     def pass_on(self) -> None:
-        """What has come since; what many of them say, once."""
+        """Log the lines that came since the last call; a line that many workers write, once."""
         lines = []
-        while not SAID.empty():
-            lines.append(SAID.get())
+        while not WORKER_LINES.empty():
+            lines.append(WORKER_LINES.get())
         self.ended += lines.count(self.mark)
         for line in lines:
-            if line.strip() and line not in self.said and not line.startswith(END_OF_PART):
-                self.said.add(line)
+            if line.strip() and line not in self.logged and not line.startswith(END_OF_PART):
+                self.logged.add(line)
                 self.out.warn(f"a worker says: {line}")
 
     def wait_for(self, parts: int) -> None:
-        deadline = time.monotonic() + LAST_WORDS_S
+        deadline = time.monotonic() + LAST_LINES_S
         self.pass_on()
         while self.ended < parts and time.monotonic() < deadline:
             time.sleep(0.02)
             self.pass_on()
 
 
-def _hear_workers() -> None:
+def _listen_to_workers() -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
-    def hear(said: dict[str, Any]) -> None:
-        for line in said["lines"] if said["is_err"] else ():
-            SAID.put(line)
+    def hear(output: dict[str, Any]) -> None:
+        for line in output["lines"] if output["is_err"] else ():
+            WORKER_LINES.put(line)
 
-    for name in ("ray_print_logs", "bessemer"):  # Ray's own prints to the terminal, between our lines; ours may be of an earlier start
+    for name in ("ray_print_logs", "bessemer"):  # Ray's own handler prints between our lines; ours may be left from an earlier start
         dispatcher.remove_handler(name)
     dispatcher.add_handler("bessemer", hear)
 
@@ -202,7 +203,7 @@ def start_ray(run: RunOptions) -> bool:
 
     if ray.is_initialized():
         return False
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells of its token at every start
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it logs a line about its token at every start
     _leave_sigterm_alone()
     own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
     try:
@@ -221,20 +222,20 @@ def start_ray(run: RunOptions) -> bool:
         ) from error
     if not run.ray_address:
         SESSION.append(str(ray.nodes()[0]["RayletSocketName"]))
-    _hear_workers()
+    _listen_to_workers()
     _schedule_promptly()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    _ = ray.data.from_items([0])  # Ray Data sets its loggers up with the first data set, over what was set before
+    _ = ray.data.from_items([0])  # Ray Data sets up its loggers with the first data set, and overwrites earlier levels
     for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
     return True
 
 
 def _leave_sigterm_alone() -> None:
-    """Ray's driver answers SIGTERM itself from its start on, in Python and in C++ (2.60): the process would end as if it had crashed, its
-    run's record left `running`. The second has a setting, but one that is read at import."""
+    """Keep Ray's driver from handling SIGTERM. It does so from its start, in Python and in C++ (2.60): the process would end as if it had
+    crashed, and its run's record would stay `running`. The C++ handler has a setting, but Ray reads it only at import."""
     from ray._private import ray_constants, utils
 
     utils.set_sigterm_handler = lambda _: None
@@ -242,10 +243,10 @@ def _leave_sigterm_alone() -> None:
 
 
 def _schedule_promptly() -> None:
-    """Ray Data is made for hours: our maps often take a second, of which it would idle half (2.60; no setting reaches these two).
+    """Shorten two of Ray Data's waits. It is made for jobs of hours; our maps often take a second, and it would idle for half of that.
 
-    A data set begins with no resources, so with one task at a time, until it asks for them again; and it looks for a task that
-    has ended when all have, or after a while.
+    A data set begins with no resources, so it runs one task at a time until it asks for them again. And it notices that a task has
+    ended only when all have, or after a while. No setting reaches these two (2.60).
     """
     from ray.data._internal.execution import resource_manager, streaming_executor_state
 
@@ -254,7 +255,7 @@ def _schedule_promptly() -> None:
 
 
 def refuse_unshared(root: str) -> None:
-    """What one machine writes to file:// another one does not see. Raises ConfigError where the cluster has others."""
+    """Raise ConfigError for a file:// root if the cluster has other machines: they do not see what this one writes there."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -279,7 +280,10 @@ def stop_ray() -> None:
 
 
 def _end_left(socket: str) -> None:
-    """A worker that was starting when its raylet went looks for it for most of a minute; its command line names the raylet's socket."""
+    """Kill the workers that were still starting when their raylet ended: they would look for it for most of a minute.
+
+    Their command line names the raylet's socket.
+    """
     for process in psutil.process_iter(["cmdline"]):
         if any(socket in argument for argument in process.info["cmdline"] or ()):
             with contextlib.suppress(psutil.Error):

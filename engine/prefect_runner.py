@@ -1,6 +1,7 @@
-"""A stage as a Prefect task run: looked up before the run is made, so that its name can say `cached`.
+"""Runs each stage as a Prefect task run. The artifact is looked up first, so that the task run's name can say `cached`.
 
-Prefect keeps none of our results (NO_CACHE): the engine alone decides what is done. Only errors that can heal are retried.
+Prefect keeps none of our results (NO_CACHE): the engine alone decides what is done. Only errors that can heal are retried. Also here: what
+a flow run does on SIGTERM, and the journal that writes to Prefect's log and artifacts.
 """
 
 import logging
@@ -37,13 +38,13 @@ log = logging.getLogger("bessemer")
 
 RETRY_DELAYS_S = [2.0, 8.0]
 SILENT_S = 10
-"""A stage that takes no longer says only its one line; one that does says how far it is as often."""
+"""How often a stage logs its progress. A stage that takes less time logs only its one line."""
 PICTURE_S = 15
-"""Between two drawings of a stage's curve."""
+"""The time between two drawings of a stage's curve."""
 SETTLE_S = 8
-"""How long the server may take to hear that this run stops; past it the process ends, and the run is found by the next worker's start."""
+"""How long this process tries to tell the server that its run stops. Then it ends, and the next worker corrects the run at its start."""
 COME_BACK_S = 3
-"""Until the run may start again: longer than its worker takes to stop."""
+"""When the run may start again: later than its worker takes to stop."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,18 @@ class PrefectRunner:
     engine: Engine
     expected: str | None = None
     sender: Callable[[str], Callable[[], None] | None] = lambda flow: None
-    """For a part that is to be made elsewhere, what sends it there and waits for it."""
+    """Gives, for a part that runs in another pool, a call that sends it there and waits for it; None for any other part."""
 
     def expecting(self, flow: str) -> "PrefectRunner":
         return replace(self, expected=flow)
 
     def part(self, flow: str, stages: Stages) -> dict[str, Any]:
-        """Nothing is sent away for what is there already: a machine would be started to say `cached`."""
+        """Send a part away only if one of its stages must run: a machine would be started to say `cached`."""
         send = self.sender(flow)
         if send is not None:
-            looked = PlanRunner(self.engine)
-            stages(looked)
-            if any(planned.reuse is None for planned in looked.plans):
+            preview = PlanRunner(self.engine)
+            stages(preview)
+            if any(planned.reuse is None for planned in preview.plans):
                 send()
                 return stages(self.expecting(flow))
         return stages(self)
@@ -98,9 +99,9 @@ class PrefectRunner:
 
 
 def ending_in_a_sentence(body: Callable[[], None]) -> State | None:
-    """What a flow returns of its body: Failed with an error's sentence as its whole message, where Prefect puts words of its own first.
+    """Run a flow's body. On an error return Failed, with the error's sentence as the whole message; Prefect would put its own words first.
 
-    The error goes along, so that the process ends as if it had been raised.
+    The state holds the error, so that the process ends as if it had been raised.
     """
     try:
         body()
@@ -110,9 +111,9 @@ def ending_in_a_sentence(body: Callable[[], None]) -> State | None:
 
 
 def stop_on_sigterm(on_cancel: Callable[[], None] = lambda: None) -> None:
-    """On SIGTERM (a spot notice, a worker that stops) checkpoint and wait for any worker; a run that is being cancelled just ends.
+    """On SIGTERM (a spot notice, a worker that stops) checkpoint, so that any worker can resume the run. A cancelled run just ends.
 
-    For the flow's main thread. The worker takes a non-zero exit for a crash, so the process ends with 0.
+    Call it in the flow's main thread. The process ends with 0, because the worker takes any other exit for a crash.
     """
 
     def stop(*_: Any) -> None:
@@ -126,7 +127,7 @@ def stop_on_sigterm(on_cancel: Callable[[], None] = lambda: None) -> None:
                 on_cancel()
             _exit("stopped", "cancelled")
         signal.alarm(0)
-        if not ask_to_stop():  # a child that was asked ends with ComeAgain, and its stage leaves then
+        if not ask_to_stop():  # with a child, its stage gets ComeAgain and leaves then
             _leave()
 
     signal.signal(signal.SIGTERM, stop)
@@ -157,15 +158,15 @@ def _leave() -> NoReturn:
 
 
 def _no_more_heartbeats() -> None:
-    """One that comes after AwaitingRetry would have the server wait for the next, and end a run that only waits for a worker.
+    """Stop the heartbeats. If one came after AwaitingRetry, the server would expect another, and end a run that only waits for a worker.
 
-    The engine's thread cannot be asked to stop (3.8.8), but what it calls can be taken away.
+    Prefect's thread that sends them cannot be asked to stop (3.8.8), so the function that it calls is replaced.
     """
     prefect.flow_engine.emit_event = lambda **_: None  # type: ignore[attr-defined]
 
 
 def _exit(state: str, message: str) -> NoReturn:
-    """The server knows; the run's record in the store is told as well, unless that takes too long."""
+    """End the process. The server knows the state; the run's record in the store gets it too, unless that takes too long."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.alarm(SETTLE_S)
     kill_below()
@@ -184,7 +185,7 @@ def _can_heal(_task: Any, _run: Any, state: Any) -> bool:
 
 
 def summary(artifact: Artifact) -> str:
-    """An artifact's account and figures as Markdown."""
+    """An artifact's ledger and figures as Markdown."""
     lines = [
         f"**{artifact.stage}** `{artifact.fingerprint[:12]}`, {artifact.seconds:.1f} s, {artifact.size:,} bytes",
         "",
@@ -199,13 +200,13 @@ def summary(artifact: Artifact) -> str:
 
 
 class PrefectJournal:
-    """Lines into the run's log, and for a stage that takes long one progress artifact and one picture, which are kept up to date."""
+    """Writes lines into the run's log. A long stage also gets one progress artifact and one picture, which are kept up to date."""
 
     def __init__(self) -> None:
         self._forget()
 
     def _forget(self) -> None:
-        self._started = self._said = self._drawn = time.monotonic()
+        self._started = self._logged = self._drawn = time.monotonic()
         self._progress: UUID | None = None
         self._picture: UUID | None = None
         self._curve: tuple[str, list[float], list[float]] = ("", [], [])
@@ -216,9 +217,9 @@ class PrefectJournal:
     def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None:
         now = time.monotonic()
         self._note(done, note)
-        if now - self._said < SILENT_S and (done < total or self._progress is None):
+        if now - self._logged < SILENT_S and (done < total or self._progress is None):
             return
-        self._said = now
+        self._logged = now
         percent = 100.0 * done / max(total, 1)
         text = f"{stage}: {done:,.0f} of {total:,.0f} {unit} {note}".strip()
         log.info(text)
@@ -238,7 +239,7 @@ class PrefectJournal:
         self._forget()
 
     def _note(self, done: float, note: str) -> None:
-        """One more point of the stage's curve: its reward where it has one, else its loss."""
+        """Add a point to the stage's curve: its reward if it has one, else its loss."""
         figures = note.figures if isinstance(note, Note) else {}
         name = next((name for name in ("reward", "loss") if name in figures), None)
         if name is not None:

@@ -1,4 +1,4 @@
-"""What a manifest says of the place and versions that made it. None of it enters a fingerprint."""
+"""The versions and the commit that made an artifact, as its manifest notes them. None of it enters a fingerprint."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""The ranks of one launch as child processes of this one: their start, their lines, and an end that leaves none behind.
+"""Starts the ranks of one launch as child processes of this one, collects their lines, and ends them so that none is left behind.
 
 Ranks have torchrun's variables (RANK, WORLD_SIZE, …) and one process group of their own. Why not torchrun itself: it hides exit
 status 75, gives ranks 30 s to checkpoint, and its workers outlive it when it is killed. `engine/launch.py` listens to them;
@@ -24,8 +24,11 @@ Gather = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
 class Pool:
-    """How more machines are had for ranks: (address of Ray's head, how many) -> while they are wanted, a look whether they
-    are on their way. Set by what runs in a pool."""
+    """How ranks get more machines. A flow run in a pool sets `gather`; anywhere else it is None.
+
+    gather(address of Ray's head, how many) holds the machines for the length of a `with` block. It gives a call that raises if one of
+    them has ended.
+    """
 
     gather: Gather | None = None
 
@@ -55,11 +58,11 @@ class Children:
     readers: list[threading.Thread] = field(default_factory=list)
     machines: list[Machine] = field(default_factory=list)
     borrowed: ExitStack = field(default_factory=ExitStack)
-    """Machines that are given back at the end."""
+    """The pool's machines, which are given back at the end."""
     is_stopping: bool = False
     errors: list[tuple[str, str]] = field(default_factory=list)
     killed: list[int] | None = None
-    """The ranks that a signal not of ours has ended, once that is known; what the others say then is only that they miss them."""
+    """The ranks that a signal not of ours has ended, once that is known. The other ranks then only report that they miss them."""
 
     def signal(self, number: int) -> None:
         for machine in self.machines:
@@ -68,7 +71,7 @@ class Children:
             os.killpg(self.group, number)
 
     def end(self) -> None:
-        """No process of the group is left when this returns."""
+        """End all ranks. When this returns, no process of the group is left."""
         if any(process.poll() is None for process in self.processes):
             self.signal(signal.SIGKILL)
         for machine in self.machines:
@@ -82,7 +85,7 @@ class Children:
 
 
 def start_ranks(module: str, spec: dict[str, Any], folder: Path, ranks: range, variables: dict[str, str]) -> Children:
-    """These ranks as children of this process, with torchrun's variables."""
+    """Start these ranks as children of this process, with torchrun's variables."""
     (folder / "spec.json").write_text(json.dumps(spec))
     lines: queue.Queue[str | None] = queue.Queue()
     children = Children([], lines, [folder / f"rank-{rank}.err" for rank in ranks])
@@ -114,7 +117,7 @@ def start_ranks(module: str, spec: dict[str, Any], folder: Path, ranks: range, v
 
 
 def _pump(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
-    """Every line into the queue, None at the end."""
+    """Put every line into the queue, and None at the end."""
     with stream:
         for line in stream:
             lines.put(line)

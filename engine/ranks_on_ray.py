@@ -1,11 +1,11 @@
-"""The ranks of a training stage over the machines of a Ray cluster: run.nodes of them, the flow's own machine first.
+"""Starts the ranks of a training stage on the machines of a Ray cluster: run.nodes of them, the flow's own machine first.
 
-Ray only finds the machines and carries what is said. Ranks here are children of the flow as ever; ranks of another machine are children
-of an actor there. Ray ends the actor when the flow's process is gone, and the kernel ends a rank whose parent is gone, so nothing
-outlives a killed flow. Ranks meet at this machine's address by torchrun's variables. Rank 0, which writes checkpoints and the model,
-is here.
+Ray only finds the machines and carries messages. Ranks on this machine are children of the flow as always; ranks of another machine are
+children of an actor there. Ray ends the actor when the flow's process is gone, and the kernel ends a rank whose parent is gone, so nothing
+outlives a killed flow. The ranks find each other at this machine's address, by torchrun's variables. Rank 0 is here; it writes the
+checkpoints and the model.
 
-Not Ray Train: it has a protocol of its own for checkpoints, reports and restarts, beside the one that a single machine uses.
+Why not Ray Train: it has its own protocol for checkpoints, reports and restarts, and a single machine uses ours.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ from engine.ranks import Children, Pool, free_port, start_ranks
 from engine.stage import Output
 
 LOOK_S = 0.3
-CHUNK_BYTES = 64 * 2**20  # what one message carries: a data folder of any size passes through little memory
+CHUNK_BYTES = 64 * 2**20  # of one message: a data folder of any size needs little memory
 START_S = 120
 COME_LOOK_S = 3
-COME_S = 3600  # for a machine of the pool to come: spot may not deliver, and a set-up takes ten minutes
-SEEN = ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
-"""Variables of ours that a rank elsewhere must see as well."""
+COME_S = 3600  # the longest wait for a machine of the pool: spot may not deliver, and a set-up takes ten minutes
+FORWARDED = ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
+"""Environment variables of ours that a rank on another machine needs too."""
 
 
 def start_on_cluster(module: str, spec: dict[str, Any], folder: Path, ranks: int, threads: int, out: Output) -> Children:
-    """Start the ranks, an equal share on each machine. Raises ConfigError where the cluster does not have them."""
+    """Start the ranks, an equal share on each machine. Raises ConfigError if the cluster has too few."""
     start_ray(out.run)
     borrowed = ExitStack()
     try:
@@ -56,14 +56,14 @@ def start_on_cluster(module: str, spec: dict[str, Any], folder: Path, ranks: int
 
 @contextlib.contextmanager
 def of_the_pool(run: RunOptions, each: int) -> Iterator[list[dict[str, Any]]]:
-    """This machine's Ray is the head, and machines of the pool join it: its nodes, once they are there."""
+    """Let machines of the pool join this machine's Ray, which is the head; yields the nodes once enough have joined."""
     if Pool.gather is None:
         raise ConfigError(
-            f"run.nodes is {run.nodes}, which wants a Ray cluster: set run.ray_address to its head, HOST:6379, or run it under Prefect, "
+            f"run.nodes is {run.nodes}, which needs a Ray cluster: set run.ray_address to its head, HOST:6379, or run it under Prefect, "
             "where machines of the run's pool make one."
         )
     context = ray.get_runtime_context()
-    former = {node["NodeID"] for node in ray.nodes()} - {context.get_node_id()}  # of an earlier launch, on their way out
+    former = {node["NodeID"] for node in ray.nodes()} - {context.get_node_id()}  # of an earlier launch, about to leave
     with Pool.gather(context.gcs_address, run.nodes - 1) as look:
         deadline = time.monotonic() + COME_S
         while True:
@@ -86,7 +86,7 @@ def start_everywhere(
         "MASTER_ADDR": address,
         "MASTER_PORT": str(free_port(address)),
         "OMP_NUM_THREADS": str(threads),
-        **{name: os.environ[name] for name in SEEN if name in os.environ},
+        **{name: os.environ[name] for name in FORWARDED if name in os.environ},
     }
     children = start_ranks(module, spec, folder, range(each), variables | interface(address))
     try:
@@ -108,7 +108,7 @@ def fit(found: list[dict[str, Any]], run: RunOptions, each: int) -> list[dict[st
 
 
 def choose(found: list[dict[str, Any]], own: str, run: RunOptions, each: int) -> list[dict[str, Any]]:
-    """This machine and as many others as are wanted, by address."""
+    """This machine and run.nodes - 1 others, in the order of their addresses."""
     able = fit(found, run, each)
     here = [node for node in able if node["NodeID"] == own]
     others = sorted((node for node in able if node["NodeID"] != own), key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
@@ -123,7 +123,7 @@ def choose(found: list[dict[str, Any]], own: str, run: RunOptions, each: int) ->
 
 
 def interface(address: str) -> dict[str, str]:
-    """The network by which the others reach this address: gloo and NCCL would guess, by a host name that need not resolve."""
+    """Name the network interface of this address. Otherwise gloo and NCCL guess it from the host name, which need not resolve."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address == address for each in addresses):
             return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
@@ -131,7 +131,7 @@ def interface(address: str) -> dict[str, str]:
 
 
 class Rank:
-    """One rank elsewhere, as far as it is known here."""
+    """One rank on another machine, as far as this process knows it."""
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -159,15 +159,15 @@ class RemoteMachine:
         self.processes = [Rank() for _ in ranks]
         self.stderr = [folder / f"rank-{rank}.err" for rank in ranks]
         self._lines, self._open = lines, len(ranks)
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # may be put to by a signal handler
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # a signal handler may put into this kind
         self._thread: threading.Thread | None = None
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         gpus = len(ranks) if run.device.startswith("cuda") else 0
-        self._actor: Any = ray.remote(RanksHere).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=place).remote()
+        self._actor: Any = ray.remote(RanksActor).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=place).remote()
 
     def start(self, module: str, spec: dict[str, Any], variables: dict[str, str]) -> None:
-        """The spec's files and folders go along, each under its key."""
-        there = {key: send(self._actor, key, Path(value)) for key, value in spec.items() if is_place(value)}
+        """Start the ranks there. The spec's files and folders are copied first, each under its key."""
+        there = {key: send(self._actor, key, Path(value)) for key, value in spec.items() if is_existing_path(value)}
         call = self._actor.start.remote(module, spec | there, self.ranks, variables, self.address)
         ray.get(call, timeout=START_S)
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -177,7 +177,7 @@ class RemoteMachine:
         self._signals.put(number)
 
     def end(self) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # then it is gone, and its ranks with it
+        with contextlib.suppress(ray.exceptions.RayError):  # then the actor is gone, and its ranks with it
             ray.get(self._actor.end.remote(), timeout=20)
         ray.kill(self._actor)
         if self._thread is not None:
@@ -190,9 +190,9 @@ class RemoteMachine:
                 while not self._signals.empty():
                     ray.get(self._actor.signal.remote(self._signals.get()))
                 lines, statuses, errors = ray.get(self._actor.look.remote())
-                for process, status, path, said in zip(self.processes, statuses, self.stderr, errors, strict=True):
+                for process, status, path, text in zip(self.processes, statuses, self.stderr, errors, strict=True):
                     if status is not None and process.poll() is None:
-                        path.write_text(said)
+                        path.write_text(text)
                         process.end(status)
                 for line in lines:
                     self._open -= line is None
@@ -202,7 +202,7 @@ class RemoteMachine:
             self._close(f"{self.address} left the Ray cluster ({str(error).strip().splitlines()[0]})")
 
     def _close(self, why: str) -> None:
-        """Whoever still waits for these ranks is told that they have ended."""
+        """Mark these ranks as ended, so that nobody waits for them any longer."""
         for process, path in zip(self.processes, self.stderr, strict=True):
             if process.poll() is None:
                 path.write_text(why)
@@ -212,12 +212,12 @@ class RemoteMachine:
         self._open = 0
 
 
-def is_place(value: Any) -> bool:
+def is_existing_path(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("/") and Path(value).exists()
 
 
 def send(actor: Any, key: str, path: Path) -> str:
-    """Copy a file or folder to the actor's machine, one message at a time; where it lies there."""
+    """Copy a file or folder to the actor's machine, one message at a time; returns its path there."""
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     where: str = ray.get(actor.receive.remote(key, b"") if path.is_file() else actor.make.remote(key))
     for file in files:
@@ -228,10 +228,10 @@ def send(actor: Any, key: str, path: Path) -> str:
     return where
 
 
-class RanksHere:
-    """Runs on the other machine, as an actor: starts the ranks as its children, and says what they said.
+class RanksActor:
+    """The actor on another machine: it starts the ranks as its children, and hands on what they write.
 
-    Every method is short and runs in the actor's one thread, which is the parent whose death the kernel tells the ranks of.
+    Every method is short and runs in the actor's only thread. That thread is the ranks' parent: when it ends, the kernel ends them.
     """
 
     def __init__(self) -> None:
@@ -253,7 +253,7 @@ class RanksHere:
         self.children = start_ranks(module, spec, self.folder, ranks, variables | interface(address))
 
     def look(self) -> tuple[list[str | None], list[int | None], list[str]]:
-        """Lines since the last look, statuses, and what a rank that ended has left on stderr."""
+        """The lines since the last look, each rank's status, and the stderr of each rank that has ended."""
         assert self.children is not None
         statuses = [process.poll() for process in self.children.processes]
         lines: list[str | None] = []

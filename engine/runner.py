@@ -1,7 +1,7 @@
-"""How a flow's body calls its stages: plainly, one after the other, or only on paper.
+"""Runs the stages of a flow's body one after the other (PlainRunner), or only looks them up (PlanRunner).
 
-A body is a plain function of (runner, config) and calls `run(stage, role=artifact, …)`. `PlainRunner` runs the stage here,
-`PlanRunner` only looks; `engine/prefect_runner.py` makes a task run of it.
+A body is a plain function of (runner, config) and calls `run(stage, role=artifact, …)`. The third runner, in
+`engine/prefect_runner.py`, makes a Prefect task run of each stage.
 """
 
 import random
@@ -16,7 +16,7 @@ from engine.stage import Engine, Planned, Promise, Stage
 from store.artifact import Artifact
 
 TRIES = 3
-"""Runs of a stage whose error can heal (TransientError); any other error is final."""
+"""How often a stage is tried if its error can heal (TransientError). Any other error is final."""
 
 
 Stages = Callable[["Runner"], dict[str, Any]]
@@ -26,11 +26,11 @@ class Runner(Protocol):
     def __call__(self, stage: Stage, **inputs: Any) -> Any: ...
     def expecting(self, flow: str) -> "Runner": ...
     def part(self, flow: str, stages: Stages) -> dict[str, Any]:
-        """The stages of one flow as a part of another: here, or where `run_on` sends them."""
+        """Run the stages of one flow as a part of another: here, or where `run_on` sends them."""
 
 
 class Stopped(Exception):
-    """The stage after which the person asked to stop is done."""
+    """The stage that --until names is done."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PlainRunner:
 
 
 def run_planned(engine: Engine, planned: Planned) -> tuple[Artifact, str]:
-    """Settle what was planned, with Ray stopped first where the stage needs the machine for itself."""
+    """Reuse or make what was planned. Ray is stopped first if the stage needs the whole machine."""
     if planned.stage.exclusive and planned.reuse is None:
         stop_ray()
     return engine.settle(planned)
@@ -72,7 +72,7 @@ def with_tries(call: Callable[[], Artifact]) -> Artifact:
 
 
 def refuse_missing(planned: Planned, expected: str | None) -> None:
-    """Refuse to make, on the way to a later flow, what an earlier flow is for."""
+    """Raise InputError if an earlier flow should have made this artifact and has not."""
     if expected is not None and planned.reuse is None:
         raise InputError(
             f"there is no artifact of {planned.stage.name} for this configuration ({planned.why}): "
@@ -82,7 +82,7 @@ def refuse_missing(planned: Planned, expected: str | None) -> None:
 
 @dataclass
 class PlanRunner:
-    """Collects what each stage of a body would do; stages that must run are promised to those after them."""
+    """Collects what each stage of a body would do. A stage that must run gives a Promise to those after it."""
 
     engine: Engine
     plans: list[Planned] = field(default_factory=list)

@@ -1,7 +1,7 @@
-"""A stage's own temporary folder, gone with its process: at the end by itself, after a kill by the next run on this machine.
+"""A stage's temporary folder. The stage removes it at its end; after a kill, the next run on this machine removes it.
 
-Beside its files lies LOCK, held for as long as the process lives: the kernel lets go of it at any death, and a pid that was given
-to somebody else cannot deceive. A folder whose lock is free belongs to nobody any more.
+The folder holds a file LOCK, which is locked as long as the process lives. The kernel releases the lock however the process dies, and
+unlike a pid it is never given to another process. A folder whose lock is free is abandoned.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Scratch:
             self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR)
             if _take(self._lock) and _is_there(self._lock, self.path / LOCK):
                 return
-            os.close(self._lock)  # somebody who was removing saw it in the moment before it was locked
+            os.close(self._lock)  # another run found it before it was locked, and removes it
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -44,16 +44,16 @@ class Scratch:
 
 
 def free_bytes() -> int:
-    """What is free where temporary files are made."""
+    """Free bytes where temporary files are made."""
     return shutil.disk_usage(tempfile.gettempdir()).free
 
 
 @contextlib.contextmanager
-def full_is_said(name: str) -> Iterator[None]:
-    """Whatever fails while the temporary folder is full fails because of it, in the words of this process, a child or a library.
+def explain_full_folder(name: str) -> Iterator[None]:
+    """Raise StorageError for any error while the temporary folder is full: it is the cause, whatever the process, child or library says.
 
-    What no longer fitted may be gone again by now: an error that names no file is one of a library's there. That a root's disk is
-    full is a StorageError already.
+    The file that did not fit may be gone again by now, so "no space left" without a file's name counts too: it comes from a library
+    that writes there. A full disk under the root is a StorageError already.
     """
     try:
         yield
@@ -71,7 +71,7 @@ def full_is_said(name: str) -> Iterator[None]:
 
 
 def remove_abandoned(place: Path) -> int:
-    """Remove the folders of ours in `place` that no process holds; how many. What has no LOCK is not ours to judge."""
+    """Remove our folders in `place` that no process holds; returns how many. A folder without LOCK stays: it may not be ours."""
     removed = 0
     for folder in place.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):

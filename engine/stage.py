@@ -1,7 +1,7 @@
 """The stage engine: a stage is a pure function of (config slice, input artifacts, outside bytes) to one artifact.
 
-The engine decides what is done, adopts what an earlier attempt finished, checks the account, and publishes once. It knows
-neither Prefect nor Ray; `engine/runner.py` puts stages into flows, `engine/parts.py` maps over parts.
+The engine decides what is done, adopts what an earlier attempt finished, checks the ledger, and publishes once. It knows
+neither Prefect nor Ray; `engine/runner.py` runs the stages of a flow, `engine/parts.py` maps a stage over its parts.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from contract.errors import IntegrityError, PipelineError, StageFailed, StorageE
 from contract.ledger import Ledger
 from engine.explain import difference
 from engine.provenance import provenance
-from engine.scratch import Scratch, free_bytes, full_is_said
+from engine.scratch import Scratch, explain_full_folder, free_bytes
 from store.artifact import Artifact, FileRecord, find, publish, unreadable
 from store.attempt import Attempt, Reader
 from store.checked import dump_checked, load_checked
@@ -36,7 +36,7 @@ Blob = bytes  # inside Output the name belongs to its method
 
 @dataclass(frozen=True)
 class Stage:
-    """What the engine knows of a stage. `version` is raised when equal config and input would give other bytes."""
+    """What the engine knows of a stage. Raise `version` when equal config and input would give other bytes."""
 
     name: str
     version: int
@@ -64,8 +64,8 @@ def stage(
 
     A **parameter takes inputs in any further roles.
 
-    counts: the role whose documents must all have come in. rows: whether the rows of part-*.parquet are the documents that
-    came "in" or went "out". external: digests of outside bytes. exclusive: it needs the whole machine, Ray is stopped before it.
+    counts: the role whose documents must all be counted in. rows: whether the rows of part-*.parquet are the documents that
+    came "in" or went "out". external: digests of outside bytes. exclusive: it needs the whole machine, so Ray is stopped before it.
     """
 
     def declare(work: Callable[..., Ledger]) -> Stage:
@@ -87,7 +87,7 @@ class Promise:
 
 
 class Journal(Protocol):
-    """Where the engine says what it does."""
+    """Where the engine reports what it does."""
 
     def started(self, stage: str, fingerprint: str, why: str) -> None: ...
     def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None: ...
@@ -135,7 +135,7 @@ class Output:
         self.add(self.attempt.bytes(name, data, content=False))
 
     def close(self) -> None:
-        """The scratch folder goes; what was written to the store stays."""
+        """Remove the scratch folder; what was written to the store stays."""
         self._scratch.close()
 
     @property
@@ -159,7 +159,7 @@ class _Progress:
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage call before it is made: its identity, what can be reused, and why it must run otherwise."""
+    """A stage call before it runs: its identity, the artifact that can be reused, or else why it must run."""
 
     stage: Stage
     config: Frozen
@@ -180,7 +180,7 @@ class Engine:
     run_options: RunOptions
     journal: Journal
     scope: str
-    """Whose last artifacts a miss is compared with: the preset's name."""
+    """The preset's name. A stage that must run is compared with what this preset used last."""
     force: Callable[[str], bool] = lambda stage: False
 
     def plan(self, stage: Stage, inputs: Mapping[str, Artifact | Promise | None]) -> Planned:
@@ -203,7 +203,7 @@ class Engine:
         return self._looked_up(Planned(stage, config, given, identity, fingerprint, None, None, ""))
 
     def _looked_up(self, planned: Planned) -> Planned:
-        """What the store holds of it now."""
+        """The same call with what the store holds of it now."""
         found = find(self.storage, planned.stage.name, planned.fingerprint)
         why = self._why(planned, found)
         return replace(planned, reuse=None if why else found, damaged=found if why else None, why=why)
@@ -229,7 +229,7 @@ class Engine:
         return self.settle(planned)[0]
 
     def settle(self, planned: Planned) -> tuple[Artifact, str]:
-        """The artifact, and how it was come by: cached (of an earlier run, or of one that was waited for), resumed or ran."""
+        """The artifact of a planned call, and its state: cached (another run made it, before or while we waited), resumed or ran."""
         stage, started = planned.stage, time.monotonic()
         if planned.reuse is not None:
             self._remember(planned)
@@ -246,7 +246,7 @@ class Engine:
                 planned = self._looked_up(planned)
                 if planned.reuse is None:
                     raise
-                return self.settle(planned)  # a run that took the lock over published meanwhile, and tidied what we were reading
+                return self.settle(planned)  # another run took the lock over and published; its clean-up removed what we read
         self._remember(planned)
         state = "resumed" if resumed else "ran"
         self.journal.finished(artifact, state, planned.why, time.monotonic() - started)
@@ -254,16 +254,16 @@ class Engine:
 
     def _make(self, planned: Planned, inputs: dict[str, Artifact]) -> tuple[Artifact, bool]:
         stage, started = planned.stage, time.time()
-        self._room(stage.name)
+        self._refuse_full_disk(stage.name)
         basis = hashlib.sha256(canonical_json({role: artifact.digest for role, artifact in inputs.items()})).hexdigest()
         attempt = Attempt.new(self.storage, stage.name, planned.fingerprint, basis)
         self.journal.started(stage.name, planned.fingerprint, planned.why)
         out = Output(attempt, self.run_options, self.journal, adopt=not self.force(stage.name))
         try:
-            with full_is_said(stage.name):
+            with explain_full_folder(stage.name):
                 ledger = stage.work(**inputs, config=planned.config, out=out)
             _check(stage, ledger, inputs, out)
-            self._unmoved(planned)
+            self._refuse_changed_sources(planned)
             if name := attempt.lost(out.files.values()):
                 raise TransientError(f"{stage.name}: {name}, which was adopted from an earlier attempt, is gone from the store; run again")
             manifest = {
@@ -288,15 +288,15 @@ class Engine:
             self.journal.warn(stage.name, "rebuilt with other content than before; the stages that read it run again")
         return artifact, out.adopted > 0
 
-    def _unmoved(self, planned: Planned) -> None:
-        """Outside bytes must still be what the fingerprint says, or the artifact would bear another input's name."""
+    def _refuse_changed_sources(self, planned: Planned) -> None:
+        """Raise IntegrityError if outside bytes are no longer those of the fingerprint: the artifact would have another input's name."""
         external = planned.stage.external
         now = dict(external(planned.config, self.storage)) if external else {}
         if now != planned.identity["external"]:
             changed = sorted(name for name in now | planned.identity["external"] if now.get(name) != planned.identity["external"].get(name))
             raise IntegrityError(f"{planned.stage.name}: {', '.join(changed)} changed while it was read. Nothing was published; run again.")
 
-    def _room(self, name: str) -> None:
+    def _refuse_full_disk(self, name: str) -> None:
         for place, free in ((self.storage.uri, self.storage.free_bytes()), (f"TMPDIR, {tempfile.gettempdir()}", free_bytes())):
             if free is not None and free < LEAST_FREE_BYTES:
                 raise StorageError(
@@ -314,13 +314,13 @@ class Engine:
             return None
 
     def _remember(self, planned: Planned) -> None:
-        """Note what this preset used last; it is compared with at the next miss, and listed by `bessemer status`."""
+        """Note what this preset used last: it explains the next miss, `bessemer plan` estimates by it, and `bessemer gc` keeps it."""
         if self._last(planned.stage.name) != planned.identity:
             self.storage.write(self._pointer(planned.stage.name), dump_checked(planned.identity))
 
 
 def _dotted(config: object, slice_: object, prefix: str = "") -> str:
-    """Where a slice stands in the whole configuration, as in `dedup.`; empty for one that a stage composes of several places."""
+    """The place of a slice in the whole configuration, such as `dedup.`; empty for one that a stage composes from several places."""
     for name in getattr(type(config), "model_fields", {}):
         inner = getattr(config, name)
         if inner is slice_:
@@ -331,7 +331,7 @@ def _dotted(config: object, slice_: object, prefix: str = "") -> str:
 
 
 def _check(stage: Stage, ledger: Ledger, inputs: dict[str, Artifact], out: Output) -> None:
-    """The account must add up, start from what the input let out, and agree with the rows that were written."""
+    """Raise IntegrityError unless the ledger balances, starts from what the input let out, and agrees with the rows that were written."""
     ledger.check(stage.name)
     count = ledger.documents
     if stage.counts:

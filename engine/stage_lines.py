@@ -9,23 +9,23 @@ HEAD = f"{'stage':<19}{'documents in':>13}{'out':>11}{'kept':>9}{'time':>9}  sta
 
 
 class Note(str):
-    """What stands beside a progress bar, with the figures that it says, for those who draw them."""
+    """The text beside a progress bar, with its figures for whoever draws them."""
 
     figures: Mapping[str, float]
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> "Note":
-        """A child's line: its `note`, and the figures of a step as far as it told them."""
+    def of(cls, message: Mapping[str, Any]) -> "Note":
+        """A child's message as text: its `note`, and the figures of a step that it holds."""
         shown = {"loss": ".4f", "lr": ".1e", "reward": ".3f", "kl": ".3f", "tokens_per_s": ",.0f"}
-        figures = {name: float(said[name]) for name in shown if isinstance(said.get(name), int | float)}
+        figures = {name: float(message[name]) for name in shown if isinstance(message.get(name), int | float)}
         parts = [f"{name} {figures[name]:{form}}" for name, form in shown.items() if name in figures]
-        note = cls(" | ".join([*([said["note"]] if "note" in said else []), *parts]).replace("tokens_per_s ", "tok/s "))
+        note = cls(" | ".join([*([message["note"]] if "note" in message else []), *parts]).replace("tokens_per_s ", "tok/s "))
         note.figures = figures
         return note
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 0.4 s, 12.3 s, 4:12, 1:04:12."""
+    """Seconds for a person to read: 0.4 s, 12.3 s, 4:12, 1:04:12."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -42,7 +42,7 @@ def size(count: float) -> str:
 
 
 def row(artifact: Artifact, seconds: float, state: str, why: str = "") -> str:
-    """One stage's line: its documents, its time, how it came to be, and why."""
+    """One stage's line: its documents, its time, its state, and why it ran."""
     count = artifact.ledger.documents
     kept = f"{100 * count.out / count.came_in:.1f} %" if count and count.came_in else ""
     came_in, out = (f"{count.came_in:,}", f"{count.out:,}") if count else ("", "")

@@ -97,7 +97,7 @@ def test_a_crash_names_signal_and_last_line_and_the_log_has_the_rest(out: Output
     with pytest.raises(StageFailed) as caught:
         launch.run_child(MODULE, spec(out, "crash", number=signal.SIGABRT), out)
     assert str(caught.value) == (
-        "toy: rank 0 was ended by SIGABRT: RuntimeError: broken pipe dream. The log has all that it said last; run it again"
+        "toy: rank 0 was ended by SIGABRT: RuntimeError: broken pipe dream. The log has its last lines; run it again"
     )
     assert heard.warnings == ["rank 0 said last:\nTraceback: one line\nRuntimeError: broken pipe dream"]
 
