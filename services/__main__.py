@@ -6,7 +6,7 @@ Pid files and logs lie in .cache/services/ of the clone. The server's port is BE
 BESSEMER_REPORTS_PORT (the next one). Where PREFECT_API_URL is set, that server (or Prefect Cloud) is used and none is started.
 Settings that the user has made in the environment win over ours.
 
-`up` reuses what runs. `down` lets active runs say where they stopped (AwaitingRetry), so that the next `up` goes on with them.
+`up` reuses what runs. `down` lets active runs checkpoint and become AwaitingRetry, so that the next `up` goes on with them.
 """
 
 import sys

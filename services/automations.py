@@ -1,7 +1,7 @@
-"""What the Prefect server does by itself for our runs: it ends those that fell silent, and it tells an address of those that broke.
+"""Two automations of the Prefect server: it ends our runs that fell silent, and posts a line to a webhook when one fails or crashes.
 
-Each is made by its name and made again only when it differs, on any server. Both look at runs of our deployments alone, which
-prefect.yaml tags: on a shared server others' runs may have no heartbeat, or a slower one.
+Each is found by its name, and written again only when it differs. Both look only at runs of our deployments, which prefect.yaml tags:
+on a shared server the runs of others may have no heartbeat, or a slower one.
 """
 
 from typing import Any
@@ -12,9 +12,9 @@ from services.prefect_api import Api
 
 TAG = "bessemer"
 HEARTBEAT_S = 30
-"""What a worker's environment asks of its flows (Prefect's least); a thread of the flow process sends them, whatever its stage does."""
+"""How often flows send a heartbeat (Prefect's minimum). A thread of the flow process sends them, whatever its stage does."""
 SILENT_S = 105
-"""Three heartbeats may be lost. With the 5 s in which the server looks, a run is ended within two minutes of its last one."""
+"""Three heartbeats may be lost. The server looks every 5 s, so it ends a run within two minutes of its last heartbeat."""
 SILENCE = "bessemer: end runs that fell silent"
 NOTICE = "bessemer: tell of broken runs"
 SILENT = (
@@ -31,9 +31,9 @@ PAYLOAD = (
 
 
 def end_silent_runs(api: Api, silent_s: int = SILENT_S) -> bool:
-    """Have the server set runs whose heartbeat stopped to Crashed; whether anything changed.
+    """Have the server set runs whose heartbeat stopped to Crashed; returns whether anything changed.
 
-    A run that waits to be taken up again (AwaitingRetry) sends none and is none of these.
+    A run that waits to be resumed (AwaitingRetry) sends no heartbeat and is left alone.
     """
     ends = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
     trigger = {
@@ -52,7 +52,7 @@ def end_silent_runs(api: Api, silent_s: int = SILENT_S) -> bool:
 
 
 def notify(api: Api, url: str) -> bool:
-    """Have the server POST one line to `url` for each run that fails or crashes; whether anything changed."""
+    """Have the server POST one line to `url` for each run that fails or crashes; returns whether anything changed."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"{url[:40]} is no address that a line can be posted to; give http://… or https://…")
@@ -72,7 +72,7 @@ def notify(api: Api, url: str) -> bool:
 
 
 def stop_notifying(api: Api) -> bool:
-    """Whether there was something to stop."""
+    """Delete the automation and its block; returns whether there was one."""
     found = _named(api, NOTICE)
     for automation in found:
         api.call("DELETE", f"/automations/{automation['id']}")
@@ -89,7 +89,7 @@ def _ensure(api: Api, name: str, description: str, trigger: dict[str, Any], acti
     wanted = {"name": name, "description": description, "enabled": True, "trigger": trigger, "actions": [action]}
     found = _named(api, name)
     first, others = (found[0] if found else None), found[1:]
-    for other in others:  # two workers that started at the same moment
+    for other in others:  # made by two workers that started at the same moment
         api.call("DELETE", f"/automations/{other['id']}")
     if first is None:
         api.call("POST", "/automations/", wanted)
@@ -112,7 +112,7 @@ def _holds(found: Any, wanted: Any) -> bool:
 
 
 def _webhook(api: Api, url: str) -> tuple[bool, str]:
-    """The server's block that holds the address, which may be a secret: whether it changed, and its id."""
+    """Put the address, which may be a secret, into a block of the server; returns whether the block changed, and its id."""
     path = f"/block_types/slug/webhook/block_documents/name/{BLOCK}?include_secrets=true"
     data = {"method": "POST", "url": url, "headers": {"Content-Type": "application/json"}, "allow_private_urls": True}
     block = api.call("GET", path)

@@ -1,6 +1,6 @@
 """Background processes that outlive their starter: pid files, logs, and an end that is certain.
 
-A pid file holds the pid and the process's start time, so that a pid taken over by somebody else is never signalled.
+A pid file holds the pid and the process's start time, so that another process with the same pid is never signalled.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from contract import child_processes
 
 
 def start(command: list[str], pid_file: Path, log: Path, environment: dict[str, str], cwd: Path) -> psutil.Process:
-    """In a session of its own, so that a closing terminal and Ctrl-C do not reach it."""
+    """Start a command in a session of its own, so that a closing terminal and Ctrl-C do not reach it."""
     pid_file.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as lines:
         child = subprocess.Popen(
@@ -38,13 +38,13 @@ def start(command: list[str], pid_file: Path, log: Path, environment: dict[str, 
 
 
 def default_signals() -> None:
-    """`cmd &` in a script leaves SIGINT ignored, and Prefect's server and worker then ignore SIGTERM as well."""
+    """Undo what `cmd &` in a script does: it leaves SIGINT ignored, and Prefect's server and worker then ignore SIGTERM as well."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """For a child, before it becomes its program."""
+    """For a child, between fork and exec."""
     default_signals()
     child_processes.die_with_parent(number=number)
 
@@ -60,7 +60,7 @@ def running(pid_file: Path) -> psutil.Process | None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """A zombie is gone: where pid 1 does not reap, `kill -0` would find it for ever."""
+    """Whether the process runs. A zombie does not: where pid 1 does not reap, `kill -0` would find it for ever."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -68,7 +68,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def stop(process: psutil.Process, grace_s: float) -> bool:
-    """SIGTERM, then SIGKILL to it and all below it after `grace_s`. True when SIGTERM was enough."""
+    """Send SIGTERM, and after `grace_s` SIGKILL to the process and all its descendants. True when SIGTERM was enough."""
     below = descendants(process)
     send(process, signal.SIGTERM)
     if wait_until(lambda: not is_alive(process), grace_s):
@@ -82,7 +82,7 @@ def stop(process: psutil.Process, grace_s: float) -> bool:
 def flow_processes(worker: str) -> list[psutil.Process]:
     """The live flow processes that the worker of this name started, orphans included.
 
-    By their environment: a run's `infrastructure_pid` holds no host name, and a pid may have been taken over.
+    They are found by their environment: a run's `infrastructure_pid` holds no host name, and its pid may be another process by now.
     """
     found = []
     for process in psutil.process_iter():
@@ -107,7 +107,7 @@ def worker_processes(name: str) -> list[psutil.Process]:
 
 
 def settle(worker: str, grace_s: float) -> int:
-    """SIGTERM to each flow of the worker, and SIGKILL to its group after `grace_s`; the number of flows signalled.
+    """Send SIGTERM to each flow of the worker, and SIGKILL to its group after `grace_s`; returns the number of flows signalled.
 
     A flow answers SIGTERM by a checkpoint and by setting its run to AwaitingRetry. One that starts meanwhile is signalled too.
     """

@@ -1,4 +1,4 @@
-"""`make down`: worker, reports, server and profile, after the active runs have said where they stopped."""
+"""`make down`: lets the active runs checkpoint, stops worker, reports and server, and selects the former profile again."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,8 +11,10 @@ from services.up import SETTLE_S
 
 
 def down() -> None:
-    """Pause, let the flows say where they stopped, then worker, server and the former profile. In this order: the worker would
-    kill its flows without a word, and a flow cannot report to a server that is gone."""
+    """Pause the pools, let the flows report where they stopped, stop worker, reports and server, and restore the profile.
+
+    The order matters: the worker would kill its flows at once, and a flow cannot report to a server that is gone.
+    """
     clone = Clone.from_environment()
     with one_at_a_time(clone):
         state = clone.state()
@@ -36,7 +38,7 @@ def down() -> None:
 
 @contextlib.contextmanager
 def paused(api: Api) -> Iterator[None]:
-    """No worker takes up again what is asked to stop."""
+    """Pause the pools, so that no worker resumes a run that was just asked to stop."""
     pools = [pool["name"] for pool in api.pools() if not pool["is_paused"]]
     for pool in pools:
         api.pause(pool, True)
@@ -55,7 +57,7 @@ def stop_worker(clone: Clone, api: Api | None, alone: bool) -> None:
             say("runs", f"{flows} active: stopping, at most {SETTLE_S} s")
         background.stop(worker, SETTLE_S + 30)
         say("worker", "stopped")
-    background.settle(clone.worker_name, grace_s=15)  # of a worker that was killed before
+    background.settle(clone.worker_name, grace_s=15)  # flows of a worker that was killed before
     if api is not None:
         for name in api.reconcile(clone.worker_name, alive=set(), alone=alone):
             say("runs", f"{name} is Crashed: its process did not say where it stopped; Retry continues it")

@@ -1,4 +1,4 @@
-"""One clone's services: where their pid files, logs and state lie, on which ports they listen, and what their processes are told."""
+"""The services of one clone: the paths of their pid files, logs and state, their ports, and the environment of their processes."""
 
 import contextlib
 import fcntl
@@ -19,7 +19,7 @@ POOL = "cpu"
 
 @dataclass(frozen=True)
 class Clone:
-    """One clone's services. Everything that another clone, a test or another user may choose differently."""
+    """Where one clone's services live: everything that may differ for another clone, a test or another user."""
 
     home: Path
     folder: Path
@@ -38,7 +38,7 @@ class Clone:
 
     @property
     def worker_name(self) -> str:
-        """Names the machine and the clone, so that a restart knows its own runs among those of other workers."""
+        """It names the machine and the clone, so that a restarted worker knows its own runs among those of others."""
         return f"{POOL}-{socket.gethostname()}-{hashlib.sha256(str(self.home).encode()).hexdigest()[:6]}"
 
     @property
@@ -66,11 +66,11 @@ class Clone:
         temporary.replace(self.folder / "state.json")
 
     def child_environment(self, api_url: str) -> dict[str, str]:
-        """Our own server and worker do not see the user's profiles: the one selected there may hold another database or a Cloud key."""
+        """For our server and worker, without the user's profiles: the active one may hold another database or a Cloud key."""
         ours = {} if self.external else {"PREFECT_PROFILES_PATH": str(self.own_profiles(api_url)), "PREFECT_PROFILE": profiles.NAME}
         return {
             "PREFECT_WORKER_QUERY_SECONDS": "1",  # 10 by default: ten seconds of waiting before every run
-            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",  # 2 by default: how old a line is when the terminal and the UI get it
+            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",  # 2 by default: the delay of a line in the terminal and the UI
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",  # `prefect deployment run --watch` then shows the run's lines too
             "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",

@@ -15,12 +15,12 @@ from contract.errors import InputError, PipelineError
 
 GONE = "Its process is gone (killed, or the machine stopped). Retry continues it where it stopped."
 GPU_QUEUES = ("on-demand", "spot")
-"""Of the pool of GPU machines; the first has the higher priority."""
+"""The queues of the pool of GPU machines; the first has the higher priority."""
 LIVE = ["RUNNING", "PENDING", "CANCELLING"]
 
 
 class ServerDown(PipelineError):
-    """Nothing answers there."""
+    """No server answers at the address."""
 
 
 class Api:
@@ -31,7 +31,7 @@ class Api:
         self._opener = urllib.request.build_opener(*handlers)
 
     def call(self, method: str, path: str, body: Any = None, timeout_s: float = 10) -> Any:
-        """The decoded answer, None for 404. SQLite's lock shows as 503, which is tried again."""
+        """The decoded answer, None for 404. A locked SQLite answers 503, which is tried again."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "User-Agent": "bessemer", **authorization()}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
@@ -64,9 +64,9 @@ class Api:
         return self.call("POST", "/work_pools/filter", {}) or []
 
     def make_pool(self, name: str, queues: Iterable[str] = ()) -> None:
-        """A pool for process workers and its queues, unless they are there; of new queues the first has the higher priority.
+        """Make a pool for process workers, and its queues, unless they exist. The first of new queues has the higher priority.
 
-        Its job template is filled in by its first worker.
+        The pool's first worker fills in its job template.
         """
         if all(pool["name"] != name for pool in self.pools()):
             self.call("POST", "/work_pools/", {"name": name, "type": "process"})
@@ -104,10 +104,10 @@ class Api:
                 return found
 
     def reconcile(self, worker: str, alive: set[str], alone: bool) -> list[str]:
-        """Ends the runs that `worker` took and whose process is gone, so that Retry can continue them; their names.
+        """End the runs that `worker` took and whose process is gone, so that Retry can continue them; returns their names.
 
-        Call it when that worker does not run. A run that another worker took is left to that one (and to the heartbeat automation);
-        one that no worker has put its name to is ours only where we are `alone` on the server.
+        Call it when that worker does not run. A run that another worker took is left to that one (and to the heartbeat automation).
+        A run without a worker's name is ours only if we are `alone` on the server.
         """
         ended = []
         for run in self.runs(LIVE):

@@ -1,4 +1,4 @@
-"""The reports of this clone's runs over HTTP, so that a browser opens what a run's summary links to.
+"""Serves the reports of this clone's runs over HTTP, so that a browser can open the link in a run's summary.
 
     python -m services.report_server PORT        what `make up` starts; it listens on 127.0.0.1 alone
 
@@ -26,7 +26,7 @@ def services_folder() -> Path:
 
 
 def served(report: Path, fingerprint: str) -> str | None:
-    """Let the server of this clone show a report; its address, or None where no server runs."""
+    """Let the server of this clone show a report; returns its address, or None where no server runs."""
     services = services_folder()
     if background.running(services / "reports.pid") is None:
         return None

@@ -1,4 +1,4 @@
-"""`make up`: server, worker, reports, profile and deployments, each only where it does not run yet."""
+"""`make up`: starts server, worker and reports, selects the profile and deploys the flows. What runs already is reused."""
 
 import contextlib
 import hashlib
@@ -16,12 +16,12 @@ from services import background, profiles
 from services.paths_and_ports import POOL, Clone, one_at_a_time, say, ui
 from services.prefect_api import GPU_QUEUES, Api
 
-SETTLE_S = 90  # a training step and its checkpoint; after that flows are killed, and resume from the checkpoint before
+SETTLE_S = 90  # a training step and its checkpoint; later flows are killed, and resume from the checkpoint before
 START_S = 120  # a new database takes 8 s on two quiet cores
 
 
 def up(port: int | None = None) -> str:
-    """Server, worker, reports, profile and deployments; returns the server's API address. What runs already is reused."""
+    """Start what does not run yet; returns the API address of the server."""
     clone = Clone.from_environment(port)
     with one_at_a_time(clone):
         refuse_mixture(clone)
@@ -38,7 +38,7 @@ def up(port: int | None = None) -> str:
 
 
 def resume_pools(api: Api) -> None:
-    """A `make down` that was killed, or another clone's over the same database, leaves pools paused: no run would ever start."""
+    """Resume paused pools: a killed `make down`, or one of another clone with the same database, leaves them paused for ever."""
     for pool in api.pools():
         if pool["is_paused"]:
             api.pause(pool["name"], False)
@@ -46,7 +46,7 @@ def resume_pools(api: Api) -> None:
 
 
 def refuse_mixture(clone: Clone) -> None:
-    """This clone has one set of services: asked for another one while the first runs, it says so instead of half-using both."""
+    """Raise InputError if this clone's services already run with another server: it has one set, and must not use halves of two."""
     state = clone.state()
     if background.running(clone.server_pid) is None and background.running(clone.worker_pid) is None:
         return
@@ -139,7 +139,7 @@ def start_worker(clone: Clone, api: Api) -> None:
     api.make_pool(POOL)
     log, since = clone.folder / "worker.log", time.time()
     log.write_bytes(b"")
-    command = [sys.executable, str(wrapper()), "--pool", POOL, "--name", clone.worker_name, "--grace", str(SETTLE_S)]
+    command = [sys.executable, str(worker_program()), "--pool", POOL, "--name", clone.worker_name, "--grace", str(SETTLE_S)]
     if not clone.external:
         command.append("--alone")
     process = background.start(command, clone.worker_pid, log, variables, clone.home)
@@ -150,7 +150,7 @@ def start_worker(clone: Clone, api: Api) -> None:
 
 
 def start_reports(clone: Clone, api: Api) -> None:
-    """The reports' own small server. A port that nobody asked for moves when it is taken: it must not keep anybody from working."""
+    """Start the small server of the reports. If its default port is taken, it takes any free one: reports must not stop anybody's work."""
     if background.running(clone.reports_pid) is not None:
         say("reports", f"at {clone.state()['reports_url']}")
         return
@@ -179,12 +179,12 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wrapper() -> Path:
+def worker_program() -> Path:
     return Path(__file__).parents[1] / "deployments" / "worker.py"
 
 
 def deploy(clone: Clone, api: Api) -> None:
-    """The parameters' schema is stored at deploy time, so deployments carry the digest of the code that they were made from."""
+    """Deploy the flows, unless the deployments carry the digest of this code. The server stores the parameters' schema with them."""
     wanted = yaml.safe_load((clone.home / "prefect.yaml").read_text())["deployments"]
     digest = code_digest(clone.home)
     names = {each["name"] for each in wanted}
@@ -202,7 +202,7 @@ def deploy(clone: Clone, api: Api) -> None:
 
 
 def code_digest(home: Path) -> str:
-    """Over what the deployments are made from: prefect.yaml, presets, and the code, since any of it may hold a parameter's type."""
+    """The digest of what deployments are made from: prefect.yaml, presets, and the code, since any of it may hold a parameter's type."""
     digest = hashlib.sha256()
     files = {home / "prefect.yaml", *home.glob("deployments/presets/*.yaml"), *home.glob("*/*.py")}
     for path in sorted(path for path in files if path.parent.name not in ("tests", "benchmarks")):
@@ -213,5 +213,5 @@ def code_digest(home: Path) -> str:
 def quietly(command: list[str], variables: dict[str, str], cwd: Path, sentence: str) -> None:
     done = subprocess.run(command, env=variables, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        said = "\n".join("  " + line for line in (done.stdout + done.stderr).splitlines()[-15:])
-        raise PipelineError(f"{sentence}; `{' '.join(command[1:])}` ended with {done.returncode}:\n{said}")
+        output = "\n".join("  " + line for line in (done.stdout + done.stderr).splitlines()[-15:])
+        raise PipelineError(f"{sentence}; `{' '.join(command[1:])}` ended with {done.returncode}:\n{output}")

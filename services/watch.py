@@ -1,9 +1,9 @@
-"""A run of a deployment, followed in the terminal: what `make pretrain` does once server and worker are up.
+"""Runs a deployment and follows the run in the terminal: what `make pretrain` does once server and worker are up.
 
     python -m services.watch pretrain/full preset=laptop
 
-It is `prefect deployment run --watch` against this clone's server, whatever profile is selected, and ends as that does: 0 when the run
-completed. In place of Prefect's own events it shows our lines of the run's log, and it ends when no worker is left to take the run.
+It calls `prefect deployment run --watch` on this clone's server, whatever profile is selected, and returns its exit status: 0 when the run
+completed. It shows our lines of the run's log in place of Prefect's own events, and it ends when no worker is left to take the run.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from services.paths_and_ports import POOL, Clone, ui
 from services.prefect_api import Api
 from services.status import running_api, worker_is_up
 
-EVENT_MARKS = ("●", "▪", "prefect.flow-run.")  # how the lines of `--watch` begin that are not about the run as a whole
-WORKER_GONE_S = 10  # `make up` beside us may be restarting it
+EVENT_MARKS = ("●", "▪", "prefect.flow-run.")  # the start of each line of `--watch` that is not about the whole run
+WORKER_GONE_S = 10  # a `make up` may be restarting it
 
 
 def main(arguments: list[str]) -> int:
@@ -70,7 +70,7 @@ def run(deployment: str, parameters: list[str]) -> int:
 
 
 def follow(child: "subprocess.Popen[str]", follower: "Follower", clone: Clone) -> int:
-    """Prints until `prefect deployment run --watch` ends, and gives its exit status."""
+    """Print until `prefect deployment run --watch` ends; returns its exit status."""
     assert child.stdout is not None
     head: list[str] = []
     for line in child.stdout:  # until the run's id is known, or the run was refused
@@ -94,8 +94,8 @@ def follow(child: "subprocess.Popen[str]", follower: "Follower", clone: Clone) -
                 f"no worker takes runs from the pool {POOL} any more, so the run waits; make up starts one, and goes on with it"
             )
     follower.print_rest()
-    said = [line.rstrip() for line in child.stdout if line.strip() and not line.startswith(EVENT_MARKS)]
-    print("\n".join([*follower.reason(), *said[-1:]]), flush=True)
+    last = [line.rstrip() for line in child.stdout if line.strip() and not line.startswith(EVENT_MARKS)]
+    print("\n".join([*follower.reason(), *last[-1:]]), flush=True)
     if child.returncode and not clone.external:
         print(f"log     {clone.folder / 'worker.log'}")
     return child.returncode
@@ -111,14 +111,14 @@ def end(child: "subprocess.Popen[str]") -> None:
 
 
 class Follower:
-    """Prints our lines of a run's log as the server learns of them, each once."""
+    """Prints our lines of a run's log as they reach the server, each once."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
         self.run_id = ""
         self._seen: set[str] = set()
         self._after = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
-        self._flow_said_its_last = False
+        self._flow_has_ended = False
         self._last_error = ""
 
     def print_new(self) -> None:
@@ -126,33 +126,33 @@ class Follower:
             if entry["id"] in self._seen:
                 continue
             self._seen.add(entry["id"])
-            self._flow_said_its_last |= entry["name"] == "prefect.flow_runs" and entry["message"].startswith("Finished in state")
+            self._flow_has_ended |= entry["name"] == "prefect.flow_runs" and entry["message"].startswith("Finished in state")
             if entry["level"] >= logging.ERROR:
                 self._last_error = entry["message"].strip().splitlines()[-1]
             if entry["name"].split(".")[0] == "bessemer":
                 print(entry["message"], flush=True)
 
     def print_rest(self) -> None:
-        """The flow's process sends its log in batches, the last one after its state."""
+        """Print the rest. The flow's process sends its log in batches, and the last batch comes after its state."""
         deadline = time.monotonic() + 5
-        while not self._flow_said_its_last and time.monotonic() < deadline:
+        while not self._flow_has_ended and time.monotonic() < deadline:
             self.print_new()
             time.sleep(0.2)
         self.print_new()
 
     def reason(self) -> list[str]:
-        """Why it did not complete. A crash's message is an exit status alone; the last line of its traceback says more."""
+        """Why the run did not complete. The message of a crash holds only an exit status; the last line of its traceback says more."""
         state = self._run().get("state") or {}
         if state.get("type") == "COMPLETED":
             return []
-        said = [state.get("message") or "", self._last_error if state.get("type") == "CRASHED" else ""]
-        return [line for line in said if line]
+        lines = [state.get("message") or "", self._last_error if state.get("type") == "CRASHED" else ""]
+        return [line for line in lines if line]
 
     def _run(self) -> dict[str, Any]:
         return self.api.call("GET", f"/flow_runs/{self.run_id}") or {}
 
     def _fetch(self) -> list[dict[str, Any]]:
-        """Pages from a little before the last line that is known: batches may overtake one another."""
+        """The log since a little before the last known line: batches may overtake one another."""
         found: list[dict[str, Any]] = []
         since = (self._after - timedelta(seconds=10)).isoformat()
         asked = {"flow_run_id": {"any_": [self.run_id]}, "level": {"ge_": logging.INFO}, "timestamp": {"after_": since}}
