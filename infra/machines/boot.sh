@@ -1,5 +1,5 @@
 #!/bin/bash
-# Set-up of a machine after its code has come: boot.sh worker | control-plane. Run by cloud-init as root, on Ubuntu 22.04.
+# Sets up a machine once its code is there: boot.sh worker | control-plane. Run by cloud-init as root, on Ubuntu 22.04.
 set -euo pipefail
 code=/opt/bessemer/code
 export DEBIAN_FRONTEND=noninteractive
@@ -8,7 +8,7 @@ mkdir -p /var/lib/bessemer && chown bessemer: /var/lib/bessemer
 apt-get update -q
 apt-get install -q -y python3.11 python3.11-venv python3.11-dev build-essential
 
-# Fast disks of the machine itself, as one: what is on them is gone with the machine, and everything that counts is in the bucket.
+# Joins the machine's own fast disks into one. Their content is lost with the machine; everything that counts is in the bucket.
 mount_scratch() {
   mkdir -p /scratch
   local disks

@@ -1,9 +1,10 @@
-"""Becomes the given command, with the way to the Prefect server in its environment: password and certificate of the machine's secret.
+"""Runs a command that needs the Prefect server: puts its password and certificate into the environment, then becomes the command.
 
     python -m infra.machines.connect [--check] -- COMMAND …          settings: /etc/bessemer/environment, as systemd hands them over
 
-`{name}` in the command is the worker's name, POOL-INSTANCE-ID. With --check, a server with another Prefect, or deployments made from other
-code than this machine's, end with a sentence instead: a run must not be split over two versions.
+Both come from the secret that BESSEMER_SECRET names. `{name}` in the command is replaced by the worker's name, POOL-INSTANCE-ID. With
+--check it refuses a server with another version of Prefect, and deployments made from other code than this machine's: a run must not be
+split over two versions.
 """
 
 import argparse
@@ -26,7 +27,7 @@ HOME = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Becomes the given command, with the way to the Prefect server in its environment.")
+    parser = argparse.ArgumentParser(description="Runs a command with the Prefect server's password and certificate in its environment.")
     parser.add_argument("--check", action="store_true", help="refuse a server of another version")
     parser.add_argument("--folder", type=Path, default=Path("/run/bessemer"), help="where the certificate is put")
     parser.add_argument("command", nargs="+")
@@ -62,7 +63,7 @@ def from_secret(secret: dict[str, str], folder: Path) -> dict[str, str]:
         found["PREFECT_API_KEY"] = secret["key"]
     if secret.get("certificate"):
         folder.mkdir(parents=True, exist_ok=True)
-        bundle = folder / f"certificates-{os.getpid()}.pem"  # the server's own beside the usual ones: other clients go on as before
+        bundle = folder / f"certificates-{os.getpid()}.pem"  # the server's own and the usual ones: other clients still work
         usual = ssl.get_default_verify_paths().cafile
         bundle.write_text((Path(usual).read_text() if usual else "") + "\n" + secret["certificate"])
         found |= {"SSL_CERT_FILE": str(bundle), "PREFECT_API_SSL_CERT_FILE": str(bundle)}

@@ -1,9 +1,9 @@
-"""The GPU machines of one environment: `make deploy-workers ENV=dev` and `make destroy-workers ENV=dev`.
+"""Makes and destroys the GPU machines of one environment: `make deploy-workers ENV=dev` and `make destroy-workers ENV=dev`.
 
     python -m infra.machines.deploy_workers apply dev --vars my.tfvars --state-bucket BUCKET --region REGION
     python -m infra.machines.deploy_workers destroy dev …        the data bucket is kept
 
-apply: an archive of HEAD, init, the plan shown and confirmed, apply, then the pool and its queues, where the server can be reached.
+apply: archives HEAD, runs terraform init, shows the plan and asks, applies, then makes the pool and its queues if it reaches the server.
 """
 
 import argparse
@@ -38,12 +38,12 @@ FIXES = {
 }
 
 
-def fixes(said: str) -> list[str]:
-    return list(dict.fromkeys(sentence for code, sentence in FIXES.items() if code in said))
+def fixes(output: str) -> list[str]:
+    return list(dict.fromkeys(sentence for code, sentence in FIXES.items() if code in output))
 
 
 class Stack:
-    """Terraform on one environment, with its working files apart from the other's."""
+    """Terraform for one environment, with its own working files."""
 
     def __init__(self, environment: str, variables: list[str], infra: Path = INFRA) -> None:
         self.environment, self.infra = environment, infra
@@ -55,11 +55,11 @@ class Stack:
         self.variables = [f"-var-file={own / 'terraform.tfvars'}", *variables]
         data = os.environ.get("TF_DATA_DIR") or str(infra / ".terraform" / environment)
         self.own = {"TF_DATA_DIR": data, "TF_IN_AUTOMATION": "1"}
-        self.said = ""
-        """What Terraform said last."""
+        self.output = ""
+        """Terraform's last output."""
 
     def call(self, *arguments: str) -> str:
-        """Output is shown as it comes, errors with what to do about them."""
+        """Run Terraform and show its output as it comes. An error ends with what to do about it."""
         done = subprocess.Popen(
             ["terraform", f"-chdir={self.infra}", *arguments],
             env=os.environ | self.own,
@@ -67,16 +67,16 @@ class Stack:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        said = []
+        lines = []
         assert done.stdout is not None
         for line in done.stdout:
-            said.append(line)
+            lines.append(line)
             print(line, end="", flush=True)
-        self.said = "".join(said)
+        self.output = "".join(lines)
         if done.wait():
-            advice = "".join(f"\n  {sentence}" for sentence in fixes(self.said))
+            advice = "".join(f"\n  {sentence}" for sentence in fixes(self.output))
             raise PipelineError(f"terraform {arguments[0]} ended with {done.returncode}{advice}")
-        return self.said
+        return self.output
 
     def quiet(self, *arguments: str) -> str:
         command = ["terraform", f"-chdir={self.infra}", *arguments]
@@ -100,7 +100,7 @@ class Stack:
         return {name: each["value"] for name, each in json.loads(self.quiet("output", "-json")).items()}
 
     def keep_data(self) -> list[str]:
-        """Takes the data bucket and its settings out of the state, so that a teardown does not touch them."""
+        """Take the data bucket and its settings out of the state, so that a teardown does not touch them; returns their addresses."""
         kept = [line for line in self.quiet("state", "list").splitlines() if line.startswith(KEPT)]
         if kept:
             self.quiet("state", "rm", *kept)
@@ -111,7 +111,7 @@ class Stack:
 
 
 def archive(folder: Path) -> Path:
-    """HEAD as one file whose bytes are the same for the same commit: gzip without a time."""
+    """Archive HEAD as one file. gzip writes no time, so the same commit gives the same bytes."""
     dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     if dirty:
         print("note: what is not committed is not deployed", flush=True)
@@ -160,7 +160,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if shutil.which("terraform") is None:
-            raise InputError("terraform is not on PATH: 1.11 or newer is wanted")
+            raise InputError("terraform is not on PATH: 1.11 or newer is needed")
         if not options.vars.is_file():
             raise InputError(f"{options.vars} is not there; copy one of {INFRA / 'examples'} and put your names in")
         stack = Stack(options.environment, [f"-var-file={options.vars.resolve()}"])

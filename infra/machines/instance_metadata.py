@@ -1,4 +1,4 @@
-"""The instance metadata service, version 2: a token first, then questions. AWS_EC2_METADATA_SERVICE_ENDPOINT names another one (tests)."""
+"""Asks EC2's instance metadata service, version 2: first for a token. AWS_EC2_METADATA_SERVICE_ENDPOINT names another address (tests)."""
 
 import json
 import os
@@ -11,7 +11,7 @@ TOKEN_S = 21600  # the longest that AWS gives
 
 
 class MetadataDown(Exception):
-    """It answers with a 5xx, late, or not at all."""
+    """The service answers with a 5xx, late, or not at all."""
 
 
 class Metadata:
@@ -25,11 +25,11 @@ class Metadata:
         """The text at latest/meta-data/`path`, None for 404 (no notice, not in a group). Raises MetadataDown."""
         for fresh in (False, True):
             try:
-                return self._ask("GET", f"/latest/meta-data/{path}", {"X-aws-ec2-metadata-token": self._ticket(fresh)})
+                return self._ask("GET", f"/latest/meta-data/{path}", {"X-aws-ec2-metadata-token": self._valid_token(fresh)})
             except urllib.error.HTTPError as error:
                 if error.code == 404:
                     return None
-                if error.code != 401 or fresh:  # 401: the token is no longer known, as after a stop and start of the machine
+                if error.code != 401 or fresh:  # 401: it no longer knows the token, as after a stop and start of the machine
                     raise MetadataDown(f"{self.endpoint} answers {error.code} to {path}") from error
             except OSError as error:
                 raise MetadataDown(f"{self.endpoint} does not answer ({error})") from error
@@ -42,7 +42,7 @@ class Metadata:
         except ValueError as error:
             raise MetadataDown(f"{path} is {text!r}, JSON is expected") from error
 
-    def _ticket(self, fresh: bool) -> str:
+    def _valid_token(self, fresh: bool) -> str:
         if fresh or self._token is None or time.monotonic() > self._token[1]:
             text = self._ask("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_S)})
             self._token = (text, time.monotonic() + TOKEN_S / 2)

@@ -1,10 +1,10 @@
-"""The Prefect server's machine: what is made on its first boot, and the server with its two passwords.
+"""Prepares and runs the Prefect server on its machine, with two passwords: the server's and the database's.
 
     python -m infra.machines.prefect_server prepare | serve | restart-if-rotated        settings: /etc/bessemer/environment
 
-prepare (root): a self-signed certificate for BESSEMER_ADDRESS and, unless there is one, a password; both go to the secret BESSEMER_SECRET,
-from where workers read them. The key stays on the machine. serve: the server on loopback, on the database. restart-if-rotated (root):
-AWS rotates the database's password, and the server reads it once.
+prepare (root, on the first boot): makes a self-signed certificate for BESSEMER_ADDRESS and, unless there is one, a password. Both go to the
+secret BESSEMER_SECRET, where workers read them. The key stays on the machine. serve: runs the server on loopback, on the database.
+restart-if-rotated (root): AWS rotates the database's password, and the server reads it only at its start.
 """
 
 import json
@@ -72,5 +72,5 @@ def restart_if_rotated() -> None:
 if __name__ == "__main__":
     verbs = {"prepare": prepare, "serve": serve, "restart-if-rotated": restart_if_rotated}
     if len(sys.argv) != 2 or sys.argv[1] not in verbs:
-        sys.exit("usage: server.py prepare | serve | restart-if-rotated")
+        sys.exit("usage: python -m infra.machines.prefect_server prepare | serve | restart-if-rotated")
     verbs[sys.argv[1]]()

@@ -1,11 +1,12 @@
 """Sizes the two GPU groups from the depth of the Prefect queues, and ends machines that have nothing to do.
 
-Every 20 s: how many runs wait or run in the pool's queues, which machines are there, which worker has a run. Then groups are raised by
-their desired capacity, and lowered only by ending idle machines, by id. What spot does not deliver in N minutes moves to on-demand.
+Every 20 s it reads how many runs wait or run in the pool's queues, which machines there are, and which worker has a run. It raises a group
+by its desired capacity, and lowers it only by ending idle machines, by id. What spot does not deliver in N minutes moves to on-demand.
 
-No busy machine is ended: before any is, the pool's queues are paused, so that no worker is handed a run, and all is read once more;
-a run that waits and has no worker's name yet counts as on any of them. The one exception is the budget: with its stop policy on our role,
-both groups get a maximum of 0 and every machine ends, each after its flow has checkpointed (spot.py and the groups' lifecycle hook).
+It ends no busy machine. Before it ends one, it pauses the pool's queues, so that no worker is handed a run, and reads everything again.
+A live run without a worker's name may be on any machine, so then it ends none. The only exception is the budget: with its stop policy on
+our role, both groups get a maximum of 0 and every machine ends, after its flow has checkpointed (spot_watcher.py and the groups'
+lifecycle hook).
 
     python -m infra.machines.scaler --pool gpu --region us-east-1 --spot GROUP --on-demand GROUP      with PREFECT_API_URL set
 """
@@ -42,7 +43,7 @@ class Settings:
 @dataclass(frozen=True)
 class Group:
     desired: int
-    machines: tuple[str, ...]  # pending or in service, not those on their way out
+    machines: tuple[str, ...]  # pending or in service, not terminating
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a round hands to the next. Lost with the process: then the minutes begin anew, which costs money and no run."""
+    """What a round hands to the next. It is lost with the process; then the minutes are counted anew, which costs money but no run."""
 
     seen: dict[str, float] = field(default_factory=dict)
     active: dict[str, float] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class Decision:
 
 
 def decide(now: float, demand: Demand, groups: dict[str, Group], memory: Memory, settings: Settings) -> Decision:
-    """What to do, from what is there: a pure function, so that hours are tried in a millisecond."""
+    """Decide what to do. It is a pure function, so that a test runs through hours in a millisecond."""
     spot, on_demand, most = groups["spot"], groups["on-demand"], settings.most
     there = {*spot.machines, *on_demand.machines}
     seen = {machine: memory.seen.get(machine, now) for machine in there}
@@ -101,7 +102,7 @@ def decide(now: float, demand: Demand, groups: dict[str, Group], memory: Memory,
     desired, leave = {}, {}
     for market, group in groups.items():
         gone = to_leave(now, group, len(group.machines) - wanted[market], demand, seen, active, settings)
-        # Never below what is there: which machine goes is ours to say, not the group's.
+        # Never below the number that there is: we choose which machine ends, not the group.
         leave[market], desired[market] = gone, max(len(group.machines), wanted[market])
     return Decision(desired, leave, Memory(seen, active, since, shifted, shifted_at))
 
@@ -114,7 +115,7 @@ def to_leave(
     free = [machine for machine in group.machines if machine not in demand.busy]
     broken = [machine for machine in free if machine not in demand.online and now - seen[machine] > settings.boot_s]
     idle = [machine for machine in free if machine in demand.online and now - active[machine] >= settings.idle_s]
-    # Those that have not come up go first: they would be idle when they do.
+    # Machines that are still starting end first: they would be idle once they are up.
     starting = [machine for machine in free if machine not in demand.online and now - active[machine] >= settings.idle_s]
     spare = [machine for machine in (*starting, *sorted(idle, key=lambda machine: (active[machine], machine))) if machine not in broken]
     return (*broken, *spare[: max(0, surplus - len(broken))])
@@ -124,7 +125,7 @@ def to_leave(
 
 
 class Pool:
-    """The queues of one work pool, and whose machines have runs. A worker's name is POOL-INSTANCE-ID."""
+    """The queues of one work pool, and which machines have runs. A worker's name is POOL-INSTANCE-ID."""
 
     def __init__(self, api: Api, name: str, marker: Path) -> None:
         self.api, self.name, self.marker = api, name, marker
@@ -155,7 +156,7 @@ class Pool:
         return worker.removeprefix(f"{self.name}-")
 
     def hold(self) -> None:
-        """Pause the queues that are not paused; the marker tells the next process of this one's pause, should this one die."""
+        """Pause the queues that are not paused. If this process dies, the marker tells the next one which they are."""
         found = self.api.call("POST", f"/work_pools/{quote(self.name)}/queues/filter", {}) or []
         held = [queue["name"] for queue in found if queue["name"] in QUEUES and not queue["is_paused"]]
         self.marker.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +207,7 @@ class Groups:
         return any(policy["PolicyArn"] == self.stop_policy for page in pages for policy in page["AttachedPolicies"])
 
     def stop(self, groups: dict[str, Group]) -> list[str]:
-        """Maximum 0 first, so that nothing comes in place of what ends. `terraform apply` restores the maximum."""
+        """Set the maximum to 0 first, so that no machine replaces one that ends. `terraform apply` restores it."""
         for name in self.names.values():
             self.autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=0, DesiredCapacity=0)
         machines = [machine for group in groups.values() for machine in group.machines]
@@ -230,7 +231,7 @@ class Scaler:
         self.stopped = False
 
     def round(self, now: float) -> list[str]:
-        """One look and what follows from it; the lines say what was done."""
+        """Read everything once and act on it; the lines say what was done."""
         self.pool.release()  # of a process that died between pause and release
         groups, most = self.groups.read()
         if self.groups.is_over_budget():
@@ -255,7 +256,7 @@ class Scaler:
         return lines
 
     def _shrink(self, now: float, settings: Settings) -> tuple[Decision, list[str]]:
-        """Nobody is handed a run while we look again and end what is still idle."""
+        """Pause the queues, so that no worker is handed a run, look again, and end the machines that are still idle."""
         lines: list[str] = []
         self.pool.hold()
         try:
@@ -285,8 +286,8 @@ def main() -> int:
     parser.add_argument("--on-demand", required=True, help="name of the autoscaling group of on-demand machines")
     parser.add_argument("--fallback-minutes", type=float, default=15)
     parser.add_argument("--idle-minutes", type=float, default=10)
-    parser.add_argument("--role", help="our role, and")
-    parser.add_argument("--stop-policy", help="the policy that the budget attaches to it")
+    parser.add_argument("--role", help="name of the scaler's role")
+    parser.add_argument("--stop-policy", help="ARN of the policy that the budget attaches to the role")
     parser.add_argument("--every", type=float, default=20, help="seconds between two rounds")
     parser.add_argument("--settle", type=float, default=5, help="seconds between the pause of the queues and the second look")
     parser.add_argument("--marker", type=Path, default=Path("/var/lib/bessemer/paused-by-scaler.json"))

@@ -1,8 +1,8 @@
-"""Watches for the end of this machine, and lets its flow checkpoint before it comes.
+"""Watches for the notice that this machine will end, and lets its flow checkpoint before.
 
-Two ends are announced: a spot machine is taken back (two minutes' notice), or its group ends it (the lifecycle hook waits three). Then:
+There are two notices: AWS takes a spot machine back (in two minutes), or the group ends the machine (its lifecycle hook waits three). Then
 the worker stops polling, its flows get SIGTERM, their runs become AwaitingRetry, the unit is stopped, and the group is told to go on.
-All within 120 s of the notice; another machine takes the runs up. Does not decide anything about a machine that nobody ends.
+All this takes at most 120 s; another machine resumes the runs. The watcher never ends a machine by itself.
 
     python -m infra.machines.spot_watcher --name NAME --stop "systemctl stop bessemer-worker"      with PREFECT_API_URL set
 """
@@ -25,7 +25,7 @@ from services import background
 from services.prefect_api import LIVE, Api
 
 NOTICE_S = 120.0
-STOP_S = 25.0  # kept back for stopping the unit: its own wait for a worker that does not end is 20 s
+STOP_S = 25.0  # reserved for stopping the unit, which waits 20 s for a worker that does not end
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--name", required=True, help="the worker's name")
     parser.add_argument("--stop", required=True, help="command that stops the worker's unit")
     parser.add_argument("--group", help="autoscaling group, told when we are done")
-    parser.add_argument("--every", type=float, default=5, help="seconds between two looks; AWS advises 5")
+    parser.add_argument("--every", type=float, default=5, help="seconds between two checks; AWS advises 5")
     options = parser.parse_args()
     api = Api(os.environ["PREFECT_API_URL"])
     metadata = Metadata()
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def wait_for_notice(metadata: Metadata, every_s: float) -> Notice:
-    """Returns with the notice; a metadata service that fails is asked again, and said once until it answers."""
+    """Wait for the notice. If the metadata service fails, ask again; say so once until it answers."""
     failing = False
     while True:
         try:
@@ -77,7 +77,7 @@ def look(metadata: Metadata) -> Notice | None:
 
 
 def seconds_until(moment: str) -> float:
-    """At most the two minutes that AWS promises, also when its time is in a form that we do not know."""
+    """The seconds until then, at most the two minutes that AWS promises. For a time in an unknown form: two minutes."""
     try:
         return min(NOTICE_S, (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
@@ -85,7 +85,7 @@ def seconds_until(moment: str) -> float:
 
 
 def drain(api: Api, name: str, seconds: float, stop: list[str]) -> None:
-    """Polling stopped, flows signalled, runs handed back, unit stopped. The unit is stopped whatever happens before."""
+    """Stop polling, signal the flows, wait until the runs are handed back. Then stop the unit, whatever happened before."""
     end = time.monotonic() + seconds
     try:
         frozen = freeze(name)
@@ -93,7 +93,7 @@ def drain(api: Api, name: str, seconds: float, stop: list[str]) -> None:
         say(f"{signalled} flows stopped")
         left = handed_back(api, name, end - STOP_S)
         say(f"not handed back, the next worker of this name corrects it: {', '.join(left)}" if left else "no run is ours any more")
-        for worker in frozen:  # SIGTERM first: let go on, it meets it before it can poll
+        for worker in frozen:  # SIGTERM first: it arrives before the worker can poll again
             background.send(worker, signal.SIGTERM)
             background.send(worker, signal.SIGCONT)
     finally:
@@ -105,7 +105,7 @@ def drain(api: Api, name: str, seconds: float, stop: list[str]) -> None:
 
 
 def freeze(name: str) -> list[psutil.Process]:
-    """Prefect's worker process, held by SIGSTOP: it polls no more, and does not answer by killing its flows as on SIGTERM."""
+    """Hold Prefect's worker process by SIGSTOP: it stops polling, and does not kill its flows as it would on SIGTERM."""
     found = background.worker_processes(name)
     for process in found:
         background.send(process, signal.SIGSTOP)
@@ -113,7 +113,7 @@ def freeze(name: str) -> list[psutil.Process]:
 
 
 def handed_back(api: Api, name: str, until: float) -> list[str]:
-    """Waits until no run of this worker is live at the server; the names of those that still are."""
+    """Wait until no run of this worker is live at the server; returns the names of those that still are."""
     while True:
         try:
             left = [run["name"] for run in api.runs(LIVE) if (run.get("labels") or {}).get("prefect.worker.name") == name]
@@ -125,7 +125,7 @@ def handed_back(api: Api, name: str, until: float) -> list[str]:
 
 
 def complete_lifecycle(group: str, metadata: Metadata) -> None:
-    """Spares the rest of the hook's three minutes; when it fails they pass, which is all."""
+    """Tell the group to go on, which saves the rest of the hook's three minutes. If it fails, only they are lost."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -41,7 +41,7 @@ def refused(stack: Stack, sentence: str, *arguments: str, verb: str = "plan") ->
         with variables(AWS_MAX_ATTEMPTS="1"):
             said = stack.call(verb, "-input=false", "-no-color", *sure, *stack.variables, *arguments)
     except PipelineError as error:
-        said = f"{stack.said} {error}"
+        said = f"{stack.output} {error}"
         assert sentence in " ".join(said.replace("│", " ").split()), f"{arguments}: no word of: {sentence}"
     else:
         raise AssertionError(f"{arguments} was not refused: {said[-500:]}")
