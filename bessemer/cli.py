@@ -1,6 +1,6 @@
-"""The command line: the same flows in the foreground, and what lies in the store.
+"""The command line: runs the flows in the foreground, and shows what is in the store.
 
-It stands below the flows and knows none of them: `flows/__main__.py` gives it their bodies.
+It imports no flow: `flows/__main__.py` gives it their bodies. The commands that look after a root are in `bessemer/root_commands.py`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Body = Callable[[Any, Config], dict[str, Any]]
 
 
 def main(flows: Sequence[str], body_of: Callable[[str], Body], argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. `body_of` gives the body of a flow by its name, one of `flows`."""
+    """Run one command; returns its exit code. `body_of` gives the body of a flow by its name, one of `flows`."""
     arguments = _parser(flows).parse_args(argv, argparse.Namespace(body_of=body_of))
     prepare_environment()
     warnings.filterwarnings("ignore")
@@ -44,19 +44,19 @@ def main(flows: Sequence[str], body_of: Callable[[str], Body], argv: Sequence[st
     except OSError as error:
         return _ended_by(error)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # a terminal that is closed
+        with contextlib.suppress(OSError):  # the terminal may be closed
             print("bessemer: stopped; the same command goes on from here", file=sys.stderr, flush=True)
             sys.stdout.flush()
-        os._exit(130)  # all is closed by now; threads of Ray still at work have crashed interpreters that wound down in order
+        os._exit(130)  # all is closed by now; Ray's threads have crashed interpreters that ended in order
 
 
 def _ended_by(error: OSError) -> int:
-    """One sentence for a fault of a disk, a path or stdout; where stdout is closed (`| head`), nothing at all."""
+    """Print one sentence for an error of a disk, a path or stdout, or nothing if stdout is closed (`| head`); returns the exit code."""
     if not isinstance(error, BrokenPipeError):
         print(f"bessemer: {said(error)}", file=sys.stderr)
     try:
         sys.stdout.flush()
-    except OSError:  # the interpreter would try again at its end
+    except OSError:  # else the interpreter flushes again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_code_of(error)
 
@@ -118,9 +118,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config, started = _config(arguments), time.monotonic()
     _stop_once_on_sigterm()
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
-        signal.signal(signal.SIGHUP, signal.default_int_handler)  # a terminal that closes is as Ctrl-C
-    if arguments.flow == "pretrain" and config.run_on.pools():  # not refused: the presets for GPUs carry it, and "run" says where: here
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # under nohup it is ignored
+        signal.signal(signal.SIGHUP, signal.default_int_handler)  # a terminal that closes acts like Ctrl-C
+    if arguments.flow == "pretrain" and config.run_on.pools():  # no error: the presets for GPUs set it
         print("bessemer: run_on is for runs under Prefect and has no effect here: every stage runs on this machine", file=sys.stderr)
     config.store().probe()
     names = _stage_names(arguments, [arguments.until, arguments.start, *arguments.force])
@@ -141,21 +141,21 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _stop_once_on_sigterm() -> None:
-    """SIGTERM: a training child checkpoints first, and its launcher raises ComeAgain. Without a child there is nothing to wait for.
+    """On SIGTERM a training child checkpoints first, and its launcher raises ComeAgain. Without a child the process ends at once.
 
-    No exception then: raised in the middle of whatever runs, it may meet an `except Exception` (an optional import has one), and
-    the run would go on to its end.
+    It does not raise an exception then: an `except Exception` anywhere (an optional import has one) could catch it, and the run would
+    go on to its end.
     """
     from contract.child_processes import kill_below
     from engine.launch import ask_to_stop
     from store.run_records import CHECKPOINTED, end_open
 
     def stop(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops a process group sends it twice
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a stop of the process group sends it twice
         if not ask_to_stop():
             os.write(2, b"bessemer: stopped; the same command goes on from here\n")
             signal.signal(signal.SIGALRM, lambda *_: os._exit(ComeAgain.exit_code))
-            signal.alarm(8)  # a store that does not answer
+            signal.alarm(8)  # in case the store does not answer
             kill_below()
             end_open(*CHECKPOINTED)
             os._exit(ComeAgain.exit_code)
@@ -164,7 +164,7 @@ def _stop_once_on_sigterm() -> None:
 
 
 def _stage_names(arguments: argparse.Namespace, asked: list[str | None]) -> list[str]:
-    """The flow's stages in order, when some are asked for by name; refuses a name that is not among them."""
+    """The flow's stages in order, if any are asked for by name. Raises ConfigError for a name that is not among them."""
     if not any(asked):
         return []
     names = [planned.stage.name for planned in _plans(arguments, arguments.flow)]
@@ -247,7 +247,7 @@ def _notify(arguments: argparse.Namespace) -> int:
     if arguments.off:
         print("off" if automations.stop_notifying(api) else "was off already")
     else:
-        print("failed and crashed runs are posted there" if automations.notify(api, arguments.url) else "is so already")
+        print("failed and crashed runs are posted there" if automations.notify(api, arguments.url) else "was set up already")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The whole configuration: every room's settings composed, presets, and overrides that are refused with the nearest right name."""
+"""The whole configuration: the settings of all rooms, presets, and overrides. A wrong key is refused with the nearest right one."""
 
 import difflib
 import os
@@ -106,7 +106,7 @@ def load(preset: str, overrides: dict[str, Any] | None = None) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_said(error)) from error
+        raise ConfigError(_sentences(error)) from error
 
 
 def parse_set(text: str) -> tuple[str, Any]:
@@ -118,7 +118,7 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 
 class _WithoutAliases(yaml.SafeLoader):
-    """Nine lists of nine aliases each are a billion values to whoever prints or checks them."""
+    """A loader that refuses aliases: nine lists of nine aliases each are a billion values when they are printed or checked."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -129,9 +129,9 @@ class _WithoutAliases(yaml.SafeLoader):
 def _read_yaml(text: str | bytes, what: str) -> Any:
     try:
         return yaml.load(text, _WithoutAliases)  # a SafeLoader
-    except Exception as error:  # besides YAMLError whatever Python says of 2001-99-99, !!int "", !!bool x or a thousand brackets
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{what} cannot be read as YAML ({said}); correct it") from error
+    except Exception as error:  # besides YAMLError, Python's own for 2001-99-99, !!int "", !!bool x or a thousand brackets
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{what} cannot be read as YAML ({cause}); correct it") from error
 
 
 def _put(values: dict[str, Any], key: str, value: object) -> None:
@@ -156,13 +156,13 @@ def known_keys(model: type[Frozen] = Config, prefix: str = "") -> list[str]:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    """The most alike known key; one that ends like the wrong key counts as alike, so `max_steps` finds `train.max_steps`."""
+    """The most similar known key. One with the same last part counts as similar, so `max_steps` finds `train.max_steps`."""
     by_end = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     found = by_end[:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; the nearest is {found[0]}" if found else ""
 
 
-def _said(error: ValidationError) -> str:
+def _sentences(error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
         place = ".".join(str(part) for part in fault["loc"])

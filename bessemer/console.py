@@ -1,4 +1,4 @@
-"""What a person at a terminal reads: a line a stage, and a bar with rate and time left while one works."""
+"""Shows a run at the terminal: a line for each stage, and a bar with rate and time left while a stage works."""
 
 import sys
 import time
@@ -24,7 +24,7 @@ class ConsoleJournal:
     def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None:
         now = time.monotonic()
         if self._first < 0:
-            self._first, self._begun = done, now  # what an earlier attempt did counts for no rate
+            self._first, self._begun = done, now  # the rate leaves out what an earlier attempt did
         if not self._bar and (now - self._spoken < 10 or done >= total):
             return
         self._spoken = now
@@ -46,7 +46,7 @@ class ConsoleJournal:
         self._write(("\r\x1b[K" if self._bar else "") + line + "\n")
 
     def clear(self) -> None:
-        """Take an unfinished bar away."""
+        """Remove an unfinished bar."""
         if self._bar:
             self._write("\r\x1b[K")
 

@@ -1,4 +1,4 @@
-"""The commands that look after a root: verify, gc, pin, unpin, remove. What runs make is `bessemer/cli.py`'s."""
+"""The commands that look after a root: verify, gc, pin, unpin, remove. The other commands are in `bessemer/cli.py`."""
 
 import argparse
 import sys
@@ -20,14 +20,14 @@ Configured = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
 
 def add_commands(command: Command, configured: Configured) -> None:
-    whole = configured(command("verify", _verify, "Read every byte of every artifact, or of a preset's, and name what is not as recorded."))
+    whole = configured(command("verify", _verify, "Read every byte of every artifact, or of a preset's; name what is missing or changed."))
     whole.set_defaults(preset=None)
     clean = configured(command("gc", _gc, "Say which artifacts nobody needs any more, with their sizes; --delete deletes them."))
     clean.add_argument("--delete", action="store_true", help="act; without it nothing is touched")
     clean.add_argument("--days", type=float, default=30.0, metavar="D", help="keep what runs of the last D days used (default: 30)")
     for name, call, text in (
         ("pin", _pin, "Keep an artifact, and what it was made from, whatever its age."),
-        ("unpin", _unpin, "Let go of a pinned artifact."),
+        ("unpin", _unpin, "Remove the pin of an artifact, so that gc may delete it."),
     ):
         one = configured(command(name, call, text))
         one.add_argument("artifact", metavar="STAGE|FINGERPRINT", help="a stage of the preset, or the start of a fingerprint")

@@ -1,4 +1,4 @@
-"""How a run ends: its last lines on a terminal and in its log, and the same with more figures as Markdown for the UI."""
+"""The summary of a run: its last lines at a terminal and in its log, and the same with more figures as Markdown for the UI."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Summary:
     seconds: float
 
     def lines(self) -> list[str]:
-        """What came out, which claims hold, and where it lies."""
+        """The results, which claims hold, and where the files are."""
         lines = [f"{len(self._made)} stages, {size(sum(a.size for a in self._made))}, {duration(self.seconds)}"]
         if evaluation := self.results.get("evaluation"):
             bits = [(name, evaluation.figures.get(f"{name}_bits_per_byte")) for name in SCORED]
@@ -37,7 +37,7 @@ class Summary:
 
     @cached_property
     def claims(self) -> list[dict[str, Any]]:
-        """The report's, which has the export's too, else the evaluation's."""
+        """The report's claims, which include the export's; without a report, the evaluation's."""
         if report := self.results.get("report"):
             claims = report.json("figures.json").get("claims", [])
         else:
@@ -73,12 +73,12 @@ class Summary:
         if self.claims:
             rows = [("holds" if c["holds"] else "**does not hold**", _text(c["claim"]), _text(c["found"])) for c in self.claims]
             parts += [f"## {self.held}", _table(("", "claim", "found"), rows)]
-        stages = [(a.stage, f"`{a.fingerprint[:12]}`", *_account(a), duration(a.seconds), size(a.size)) for a in self._made]
+        stages = [(a.stage, f"`{a.fingerprint[:12]}`", *_in_and_out(a), duration(a.seconds), size(a.size)) for a in self._made]
         parts += ["## Stages", _table(("stage", "fingerprint", "documents in", "out", "time", "size"), stages)]
         return "\n\n".join(parts)
 
     def _figures(self) -> Iterator[tuple[str, str, str]]:
-        """The few that tell whether it went well."""
+        """The few figures that tell whether the run went well."""
         for role, key, title in (("blocks", "got", "training tokens"), ("base", "parameters", "parameters")):
             if artifact := self.results.get(role):
                 yield title, f"{artifact.figures[key]:,}", f"`{artifact.where()}`"
@@ -89,7 +89,7 @@ class Summary:
                     yield _text(key.replace("_", " ")), f"{value:.4g}", where
 
 
-def _account(artifact: Artifact) -> tuple[str, str]:
+def _in_and_out(artifact: Artifact) -> tuple[str, str]:
     count = artifact.ledger.documents
     return (f"{count.came_in:,}", f"{count.out:,}") if count else ("", "")
 
@@ -101,7 +101,7 @@ def _place(artifact: Artifact, name: str) -> str:
 
 
 def _text(value: str) -> str:
-    """Names may come from a user's data: neither markup nor a cell's end."""
+    """Escape a name, which may come from a user's data: it must not hold markup or end a cell."""
     return escape(value).replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""Which artifacts and models hold a document: found in the tables themselves, and for models along the chain of inputs."""
+"""Finds which artifacts and models hold a document: in the tables themselves, and for models along the chain of inputs."""
 
 import io
 import json
@@ -24,7 +24,7 @@ PAIRS = "sft.parquet"
 BLOCKS, PAIR_ROWS = "blocks", "pairs"
 _SIDES = {"train": PAIR_ROWS, GOLD: "gold pairs"}
 LEARNS_FROM = ("blocks", "base", "reward", "model", "pairs")
-"""The roles through which a model learns texts; what else it reads (a tokenizer, documents for its card) leaves none in its weights."""
+"""The roles through which a model learns texts. Its other inputs (a tokenizer, documents for its card) leave no text in its weights."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Found:
 
 
 def look_up(storage: Storage, kind: str, value: str) -> Found:
-    """Find a request's documents in all that was read into the root, and all that hold them. Raises InputError when there is none."""
+    """Find the documents that a request names in the whole root, and all that hold them. Raises InputError if there are none."""
     stock = {(artifact.stage, artifact.fingerprint): artifact for artifact in artifacts(storage)}
     readers = [artifact for artifact in stock.values() if _documents(artifact)]
     named = {document.id: document for artifact in readers for document in _named(artifact, kind, value)}
@@ -132,7 +132,7 @@ def _id(value: str) -> bytes:
 
 
 def _with_texts(reader: Artifact, named: dict[bytes, Document], texts: set[str]) -> Iterator[Document]:
-    """Documents with one of the texts that the request does not name itself."""
+    """Documents that the request does not name, but that have one of the texts."""
     sizes = {len(document.text.encode("utf-8", "surrogatepass")) for document in named.values()}
     for name in _documents(reader):
         same_size = pc.is_in(pc.binary_length(reader.table(name, ["text"])["text"]), pa.array(sorted(sizes), pa.int64()))
@@ -149,23 +149,23 @@ class Reach(NamedTuple):
 
 
 def _trace(stock: dict[Key, Artifact], documents: dict[bytes, Document], found: Found) -> None:
-    """Walk from the sources down; an artifact is judged after its inputs."""
-    judged: dict[Key, Reach] = {}
+    """Walk from the sources down: an artifact comes after its inputs."""
+    reaches: dict[Key, Reach] = {}
 
     def reach(key: Key) -> Reach:
-        if key not in judged:
-            judged[key] = Reach(False, False)
+        if key not in reaches:
+            reaches[key] = Reach(False, False)
             if artifact := stock.get(key):
                 inputs = {role: reach((given["stage"], given["fingerprint"])) for role, given in artifact.manifest["inputs"].items()}
-                judged[key] = _judge(artifact, inputs, documents, found)
-        return judged[key]
+                reaches[key] = _search(artifact, inputs, documents, found)
+        return reaches[key]
 
     for key in sorted(stock):
         reach(key)
 
 
-def _judge(artifact: Artifact, inputs: dict[str, Reach], documents: dict[bytes, Document], found: Found) -> Reach:
-    """Look for the documents in one artifact, and note it as a holder when they are there or were made into it."""
+def _search(artifact: Artifact, inputs: dict[str, Reach], documents: dict[bytes, Document], found: Found) -> Reach:
+    """Look for the documents in one artifact, and note it as a holder if it holds them or was made from them."""
     reached = any(given.holds for given in inputs.values())
     if any(name.endswith(".safetensors") for name in artifact.files):
         learnt = [role for role in LEARNS_FROM if role in inputs and inputs[role].teaches]
@@ -184,7 +184,7 @@ def _judge(artifact: Artifact, inputs: dict[str, Reach], documents: dict[bytes, 
 
 
 def _has_rows(artifact: Artifact) -> bool:
-    """Whether tables say document by document what is in it; else, and for a file beside them, its inputs must speak."""
+    """Whether the artifact's tables list every document in it. If not, or if there is a file beside them, only its inputs can tell."""
     if any(record.content and not name.endswith((".parquet", ".json")) for name, record in artifact.files.items()):
         return False
     return any(_columns(artifact, name) & {"id", "documents", "document"} for name in artifact.files if name.endswith(".parquet"))
