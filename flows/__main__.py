@@ -1,4 +1,4 @@
-"""The command `bessemer`: the command line of `bessemer/cli.py`, given the flows that it runs. It stands above both."""
+"""The command `bessemer`: the command line of `bessemer/cli.py`, given the flows that it runs. Only this file imports both."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ NAMES = ("pretrain", "curate", "train", "align", "evaluate", "export")
 
 
 def body_of(flow: str) -> cli.Body:
-    """A flow's body, loaded when a command wants it: importing Prefect takes a second, and `bessemer gc` needs none of it."""
+    """A flow's body, loaded when a command needs it: importing Prefect takes a second, and `bessemer gc` does without it."""
     from flows import align, curate, evaluate, export, pretrain, train
 
     bodies = {
@@ -24,7 +24,7 @@ def body_of(flow: str) -> cli.Body:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point of the console script; its exit code."""
+    """The entry point of the console script; returns its exit code."""
     return cli.main(NAMES, body_of, argv)
 
 

@@ -1,7 +1,7 @@
-"""The other machines of a training run with several `run.nodes`: each takes a run of `join` in the pool that this run is in.
+"""Gets the other machines of a training run with several `run.nodes`: for each it starts a run of `join` in this run's pool.
 
-So that they come, are paid for and go like the machine of any run: the scaler counts them, no other run gets their GPUs, and a notice to
-one of them lets the whole run checkpoint.
+So they start, cost and end like the machine of any run: the scaler counts them, no other run gets their GPUs, and a notice to one of them
+lets the whole run checkpoint. The flow `join` is in flows/lend_machine.py.
 """
 
 import logging
@@ -25,11 +25,11 @@ log = logging.getLogger("bessemer")
 @dataclass
 class BorrowedMachines:
     sender: PartSender
-    """Passes a Cancel on to them."""
+    """It passes a Cancel on to the machines' runs."""
 
     @contextmanager
     def __call__(self, address: str, count: int) -> Iterator[Callable[[], None]]:
-        """Asks for `count` machines that join Ray's head at `address`, and gives them back; a look at them raises where one has ended."""
+        """Ask for `count` machines that join Ray's head at `address`, and give them back. Yields a call that raises if one has ended."""
         with get_client(sync_client=True) as client:
             own = client.read_flow_run(UUID(str(prefect.runtime.flow_run.id)))
             if own.work_pool_name is None:
@@ -42,7 +42,7 @@ class BorrowedMachines:
                 assert isinstance(found, FlowRun)
                 joined.append(found.id)
                 self.sender.waited_for.append(found.id)
-        log.info(f"{count} more machines of the pool {own.work_pool_name} are asked for, to join {address}")
+        log.info(f"asked for {count} more machines of the pool {own.work_pool_name}, to join {address}")
         try:
             yield lambda: _refuse_ended(joined)
         finally:

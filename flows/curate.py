@@ -35,7 +35,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     duplicates = run(deduplicate, documents=documents)
     splits = run(split, documents=documents, duplicates=duplicates)
     items = run(eval_tasks, documents=documents, duplicates=duplicates, splits=splits)
-    # Read here, with all other text: too few pairs are found before a model is trained for hours, and no GPU waits for reading.
+    # Read here, with all other text: too few pairs are noticed before a model trains for hours, and no GPU waits for the reading.
     pairs = run(align_data, splits=splits) if config.align.methods else None
 
     signals = {
@@ -47,7 +47,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     }
     if config.split.trusted_sources or config.split.trusted_domains:
         signals["perplexity"] = run(score_perplexity, documents=documents, duplicates=duplicates, splits=splits)
-    # Of the user's own: filters.signals.
+    # The user's own signals (filters.signals).
     own = {f"{OWN}{name}": run(one, documents=documents, duplicates=duplicates) for name, one in signal_stages(config.filters).items()}
     selection = run(select, documents=documents, duplicates=duplicates, splits=splits, **signals, **own)
     run(gate_select, documents=documents, splits=splits, selection=selection, **signals)

@@ -1,4 +1,4 @@
-"""A flow's body under Prefect: the configuration checked before anything runs, the stages as task runs, a summary at the end."""
+"""Runs a flow's body under Prefect: checks the configuration first, runs the stages as task runs, and ends with a summary."""
 
 import gc
 import logging
@@ -36,7 +36,7 @@ def in_prefect(flow: str, body: Body, preset: Preset, overrides: dict[str, Any] 
 
 def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> None:
     prepare_environment()
-    gc.freeze()  # what is imported stays: passing over it at every collection takes half a second of a run that is all Cached
+    gc.freeze()  # imported objects stay: a scan of them at every collection takes half a second of a run that is all Cached
     log.setLevel(logging.INFO)  # Prefect gives loggers of ours the root's level, WARNING
     started = time.monotonic()
     config = load(preset.value, overrides)
@@ -46,7 +46,7 @@ def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> No
     before = signal.getsignal(signal.SIGTERM)
     sender = PartSender(preset.value, overrides, config)
     if flow == "pretrain":
-        sender.refuse_what_is_here_alone()
+        sender.refuse_what_is_local()
     stop_on_sigterm(on_cancel=sender.cancel)
     if config.run.ray_address is None:
         share_token()

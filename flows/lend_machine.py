@@ -1,6 +1,7 @@
-"""join: lends this machine to a training run that spans several (`run.nodes`), for as long as that one wants it.
+"""The flow `join`: lends this machine to a training run over several machines (`run.nodes`), for as long as that run needs it.
 
-Sent by the training run to its own pool, so the machines are started, kept and given back like those of any run. Not for people.
+The training run starts it in its own pool (flows/borrow_machines.py), so the machine starts, stays and ends like that of any run. People
+do not start it.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ log = logging.getLogger("bessemer")
 POLL_S = 3.0
 STORE_BYTES = 2**28  # it holds messages of 64 MB (engine/ranks_on_ray.py)
 RELEASED = "released"
-"""The tag by which the run that waited says that it is done with this machine."""
+"""The training run gives this tag to a run of `join` when it no longer needs the machine."""
 
 
 @flow(name="join")
@@ -56,7 +57,10 @@ def lend(address: str, run: str, attempt: int) -> None:
         while node.poll() is None and is_wanted(run, attempt):
             time.sleep(POLL_S)
         if node.poll() is not None and is_wanted(run, attempt):
-            raise StageFailed(f"this machine could not stay in the Ray cluster at {address}; above is what Ray says (span_machines?)")
+            raise StageFailed(
+                f"this machine could not stay in the Ray cluster at {address}; Ray's own message is above. "
+                "If the machines cannot reach each other, set span_machines = true."
+            )
     finally:
         node.terminate()
         node.wait()
@@ -64,9 +68,9 @@ def lend(address: str, run: str, attempt: int) -> None:
 
 
 def share_token() -> None:
-    """Machines that know the Prefect server's password know the token of each other's Ray, which nobody else then gets into.
+    """Make Ray's token from the Prefect server's password: machines that know the password can join, and nobody else.
 
-    Left alone, Ray draws one for each machine. Where the server has no password, Ray is as open as the server is.
+    By default Ray draws a token for each machine. If the server has no password, Ray is as open as the server.
     """
     secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_KEY") or ""
     os.environ["RAY_AUTH_MODE"] = "token"
@@ -74,7 +78,7 @@ def share_token() -> None:
 
 
 def checkpoint(node: int) -> None:
-    """This machine goes away: its ranks are asked to stop, upon which all ranks of the run checkpoint and the run comes again."""
+    """This machine is taken away: ask its ranks to stop. Then all ranks of the run checkpoint, and the run is resumed later."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for process in psutil.Process(node).children(recursive=True):
         if is_rank(process):

@@ -1,7 +1,7 @@
-"""A part of `pretrain/full` in a pool of its own, as `run_on` says: `curate/full` on a CPU machine, then training on GPUs.
+"""Sends parts of `pretrain/full` to pools of their own, as `run_on` says: `curate/full` to a CPU machine, then training to GPUs.
 
-The part is a run of its own deployment, one for each part and parent run: a Retry of the parent finds the same child. What a child has
-made is artifacts; the parent goes on with them as Cached.
+A part is a run of its own deployment, one for each part and parent run: a Retry of the parent finds the same child. The child publishes
+artifacts, and the parent goes on with them as Cached.
 """
 
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger("bessemer")
 
 POLL_S = 2.0
 UNTAKEN_S = 60.0
-"""A run that waits so long for a worker is said to wait, then once in ten times as long: a GPU machine takes minutes to come."""
+"""After this wait for a worker the log says so, then after ten times as long: a GPU machine takes minutes to start."""
 
 
 @dataclass
@@ -38,8 +38,8 @@ class PartSender:
     config: Config
     waited_for: list[UUID] = field(default_factory=list)
 
-    def refuse_what_is_here_alone(self) -> None:
-        """A file:// root, and what calibrate measures, belong to one machine. Raises ConfigError before anything runs."""
+    def refuse_what_is_local(self) -> None:
+        """Raise ConfigError, before anything runs, for a file:// root or steps from calibrate, if a part may run on another machine."""
         root = self.config.store().uri
         with get_client(sync_client=True) as client:
             for part, pool in self.config.run_on.pools().items():
@@ -56,7 +56,7 @@ class PartSender:
                     )
                 if self.config.has_steps_to_fit() and part != "curate":
                     raise ConfigError(
-                        f"{goes}, and steps are to be fitted to the seconds that they take there, which this machine cannot know. "
+                        f"{goes}, and calibrate would fit the steps to the speed there, which this machine cannot measure. "
                         "Set train.max_steps and those of align, or leave run_on out."
                     )
 
@@ -65,7 +65,7 @@ class PartSender:
         return None if place is None else lambda: self._send(part, place)
 
     def _send(self, part: str, place: str) -> None:
-        """Runs the part in its pool and waits for its end. Raises StageFailed where that is not a good one."""
+        """Run the part in its pool and wait for its end. Raises StageFailed unless it completes."""
         pool, _, queue = place.partition("/")
         parameters = {"preset": self.preset, "overrides": self.overrides | {"storage.root": self.config.store().uri}}
         with get_client(sync_client=True) as client:
@@ -74,7 +74,7 @@ class PartSender:
             key = f"{prefect.runtime.flow_run.id}-{part}"
             found = run_deployment(name, parameters=parameters, idempotency_key=key, timeout=0, work_queue_name=queue or None)
             assert isinstance(found, FlowRun)
-            child = client.read_flow_run(found.id)  # of an earlier attempt of this run, where there was one
+            child = client.read_flow_run(found.id)  # an earlier attempt of this run may have made it
             if child.state is not None and child.state.is_final():
                 client.set_flow_run_state(child.id, AwaitingRetry(message="Retried by the run that waits for it"), force=True)
             log.info(f"{part} goes to the pool {place} as {name} {child.name}")
@@ -84,11 +84,11 @@ class PartSender:
         state = child.state
         assert state is not None
         if not state.is_completed():
-            said = (state.message or "it says no more").removeprefix("Flow run encountered an exception: ")
-            raise StageFailed(f"{name} {child.name} ended {state.name}: {said} Retry of this run goes on with it.")
+            message = (state.message or "it says no more").removeprefix("Flow run encountered an exception: ")
+            raise StageFailed(f"{name} {child.name} ended {state.name}: {message} Retry of this run goes on with it.")
 
     def cancel(self) -> None:
-        """Passes a Cancel on. The server would do so too, half a minute later, and a GPU would work on until then."""
+        """Pass a Cancel on. The server would do so too, but half a minute later, and a GPU would work until then."""
         with get_client(sync_client=True) as client:
             for child in self.waited_for:
                 client.set_flow_run_state(child, Cancelling(message="The run that waited for it was cancelled"))
@@ -102,7 +102,7 @@ def _workers(client: SyncPrefectClient, place: str) -> list[str]:
 
 
 def deployment_in(client: SyncPrefectClient, part: str, pool: str) -> DeploymentResponse:
-    """The part's deployment in the pool: `full` where there are several."""
+    """The part's deployment in the pool: `full` if there are several."""
     found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[part])))
     there = sorted((each for each in found if each.work_pool_name == pool), key=lambda each: (each.name != "full", each.name))
     if not there:
