@@ -1,4 +1,4 @@
-"""Child processes that end with us, by whatever we end: kill -9, SIGTERM, `os._exit`. The kernel sees to it (Linux), or `kill_below`."""
+"""Child processes that end with this one, however it ends: kill -9, SIGTERM, `os._exit`. The kernel ends them (Linux), or `kill_below`."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ LIBC = ctypes.CDLL(None)  # loaded here: a child between fork and exec must not 
 
 
 def die_with_parent(parent: int | None = None, number: int = signal.SIGKILL) -> None:
-    """For a child: the signal reaches it when the thread that started it ends. One whose `parent` died before this ends here."""
+    """For a child: it gets the signal when the thread that started it ends. If its `parent` died before this call, it ends here."""
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
@@ -26,21 +26,21 @@ def die_with_parent(parent: int | None = None, number: int = signal.SIGKILL) -> 
 
 
 def run_tool(command: Sequence[object], input: bytes | None = None) -> None:
-    """Run a program to its end. The thread that calls is the one that waits, so the program cannot lose its parent too early.
+    """Run a program to its end. The calling thread waits for it, so the program cannot lose its parent too early.
 
-    Raises StageFailed with the last line that it said.
+    Raises StageFailed with the program's last line.
     """
-    us, words = os.getpid(), [str(word) for word in command]
-    done = subprocess.run(words, input=input, capture_output=True, preexec_fn=lambda: die_with_parent(us))
+    own_pid, words = os.getpid(), [str(word) for word in command]
+    done = subprocess.run(words, input=input, capture_output=True, preexec_fn=lambda: die_with_parent(own_pid))
     if done.returncode:
-        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
-        error = StageFailed(f"{Path(words[0]).name} ended with {done.returncode} and said: {said}")
+        last_line = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
+        error = StageFailed(f"{Path(words[0]).name} ended with {done.returncode} and said: {last_line}")
         error.add_note(" ".join(words))  # for the traceback in the log: the message is what a person reads in the UI
         raise error
 
 
 def kill_below() -> None:
-    """SIGKILL to all below this process, for one that leaves by `os._exit`: by itself Ray takes up to a minute to see that it is alone."""
+    """Send SIGKILL to all descendants of this process, before it leaves by `os._exit`: Ray would take up to a minute to notice."""
     for each in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             each.kill()

@@ -1,11 +1,11 @@
-"""Variables that libraries read when they are imported: quiet, offline, and caches in a folder of ours."""
+"""Sets environment variables that libraries read at import: they make them quiet and offline, with caches in a folder of ours."""
 
 import os
 from pathlib import Path
 
 
 def prepare_environment() -> None:
-    """Set what is not set yet; called first thing by whatever starts a process."""
+    """Set what is not set yet. Every program of ours calls this first."""
     for name, value in {
         "NUMBA_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "numba"),
         "HF_HUB_OFFLINE": "1",
@@ -16,6 +16,6 @@ def prepare_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TRANSFORMERS_VERBOSITY": "error",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        **({} if Path("/dev/nvidiactl").exists() else {"DS_ACCELERATOR": "cpu"}),  # unset, it looks for a GPU's compiler and warns
+        **({} if Path("/dev/nvidiactl").exists() else {"DS_ACCELERATOR": "cpu"}),  # else it looks for a GPU's compiler and warns
     }.items():
         os.environ.setdefault(name, value)

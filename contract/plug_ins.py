@@ -1,6 +1,6 @@
-"""Plug-ins: an object of the user's own that a setting names. The one place where a name becomes an import.
+"""Loads plug-ins: a plug-in is an object of the user's own that a setting names. Only here does a name become an import.
 
-Its package must be there in every process that works: installed into the environment, or in a folder on PYTHONPATH.
+Every process that works must find its package: installed into the environment, or in a folder on PYTHONPATH.
 """
 
 import importlib
@@ -13,7 +13,7 @@ Kind = TypeVar("Kind")
 
 
 def load_plug_in(name: str, group: str, kind: type[Kind], setting: str) -> Kind:
-    """What `name` stands for: `package.module:OBJECT`, or an entry point that an installed package has in `group`.
+    """Load the object that `name` stands for: `package.module:OBJECT`, or an entry point that an installed package has in `group`.
 
     Raises ConfigError that begins with the `setting` and says what is missing.
     """
