@@ -14,7 +14,7 @@ from evaluation.report_corpus import absent, corpus, drops, signals, token_accou
 from evaluation.report_models import alignment, bits, samples, tasks, titled, training
 
 Costs = Mapping[str, Mapping[str, Any]]
-"""By role: seconds, cores, created, execution, bytes. They are all that may differ between equal runs."""
+"""By role: seconds, cores, created, execution, bytes. Only they may differ between equal runs."""
 
 
 def report(figures: Figures, costs: Costs) -> str:
@@ -126,7 +126,7 @@ def _cost(figures: Figures, costs: Costs) -> str:
 
 
 def _calibration(figures: Figures) -> str:
-    """The ways to train that were tried on this machine, and which was taken."""
+    """The ways to train that calibrate tried on this machine."""
     found = figures.get("calibration")
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""From signals to decisions: which documents of a part are kept, and the one reason why each other one is dropped.
+"""From signals to decisions: which documents of a part are kept, and for each of the others the one reason why it is dropped.
 
 The first rule of RULES that a document breaks is its reason; duplicates keep dedup's. A signal that is null breaks no rule.
 """
@@ -34,8 +34,8 @@ def _rule(reason: str, family: str, field: str, column: str | None = None) -> Ru
 
 
 RULES = (
-    # First what must never be hidden behind another reason; then what makes every later signal meaningless (a dozen words, line
-    # noise); then the language; then how it is written.
+    # First the reasons that no other reason may hide; then texts for which later signals mean nothing (a dozen words, line noise);
+    # then the language; then the style.
     Rule("contamination", "contamination", "overlap_fraction", "max", ""),
     Rule("pii", "pii", "count", "max", ""),
     _rule("toxicity", "toxicity", "max_toxic_words_per_1000"),
@@ -61,13 +61,13 @@ RULES = (
 
 
 def own_rules(signals: Mapping[str, Mapping[str, Bounds]]) -> list[Rule]:
-    """A rule for each bound that any domain has of the user's signals (name -> domain -> bounds). The reason is the signal's name."""
+    """A rule for each bound of the user's signals (name -> domain -> bounds) in any domain. The reason is the signal's name."""
     fields = {name: dict.fromkeys(field for bounds in domains.values() for field in bounds) for name, domains in signals.items()}
     return [_rule(name, name, field) for name, found in fields.items() for field in found]
 
 
 PERPLEXITY = "perplexity"
-"""The last reason: outside the middle of its (language, domain)."""
+"""The last reason: the perplexity is outside the middle of its (language, domain)."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def percentile_ranges(rows: pa.Table, rules: Mapping[str, RuleSet], min_group: i
     """The middle of the perplexities of each (language, domain) whose rule set asks for one.
 
     rows: domain, label (language), perplexity of the documents that count: those of the train split that are neither
-    duplicates nor trusted. Linear interpolation between ranks. A language with under `min_group` documents in a domain has no
-    entry, nor has a domain with fewer.
+    duplicates nor trusted. Linear interpolation between ranks. A language with fewer than `min_group` documents in a domain has no
+    entry, and neither has a domain with fewer.
     """
     rows = rows.filter(pc.is_valid(rows["perplexity"]))
     domains, labels = (np.asarray(pc.fill_null(rows[name], "").to_pylist(), object) for name in ("domain", "label"))
@@ -120,7 +120,7 @@ def percentile_ranges(rows: pa.Table, rules: Mapping[str, RuleSet], min_group: i
 def decide(
     duplicates: pa.Table, domain: pa.ChunkedArray, splits: pa.Table, signals: Mapping[str, pa.Table], thresholds: Thresholds
 ) -> pa.Table:
-    """DECISIONS of one part. All tables hold the same documents in the same order; `signals` by family, those that there are."""
+    """DECISIONS of one part. All tables hold the same documents in the same order. `signals` has a table by family; some may be missing."""
     domains = np.asarray(domain.to_pylist(), object)
     reason = np.full(len(domains), "", object)
     for rule in (*RULES, *own_rules(thresholds.signals)):
@@ -131,9 +131,9 @@ def decide(
         outside = _outside(signals["perplexity"]["perplexity"], signals["language"]["label"], domains, thresholds.ranges)
         outside &= ~splits["trusted"].to_numpy()
         reason[outside & (reason == "")] = PERPLEXITY
-    alive = duplicates["kept"].to_numpy()
-    reason = np.where(alive, reason, np.asarray(duplicates["reason"].to_pylist(), object))
-    kept = alive & (reason == "")
+    is_original = duplicates["kept"].to_numpy()
+    reason = np.where(is_original, reason, np.asarray(duplicates["reason"].to_pylist(), object))
+    kept = is_original & (reason == "")
     columns = [duplicates["id"], pa.array(kept), pa.array(reason, pa.string(), mask=kept), duplicates["survivor"]]
     return pa.table(columns, schema=DECISIONS)
 

@@ -1,4 +1,4 @@
-"""Which side a group is on: train, validation or test, once, for all later stages.
+"""Puts each group on one side, train, validation or test, for all later stages.
 
 A group's side is drawn by a hash of its name, so it depends on no order and stays when other documents come. Two exceptions,
 both functions of the counts of kept documents by (group, domain) alone: a group too large for a held-out side stays in train, and
@@ -33,7 +33,7 @@ def side(group: str, config: SplitConfig) -> str:
 
 
 def group_names(ids: pa.ChunkedArray, groups: pa.ChunkedArray, survivors: pa.ChunkedArray) -> pa.Array:
-    """What each document stays together with: its group, else the component that deduplication put it in, by its survivor's id."""
+    """The name of each document's group. Without one: the component that deduplication put it in, by the survivor's id."""
     unnamed = groups.is_null()
     component = pc.coalesce(survivors, ids).filter(unnamed)
     names = pa.array([f"component:{id.hex()}" for id in component.to_pylist()], pa.string())
@@ -93,8 +93,8 @@ class _Board:
     def fill(self, domain: int, held_out: int) -> None:
         """Move groups from train, in the order of their draws, until the side holds the least count of the domain.
 
-        A group that would take the side past max_held_out in any of its domains is passed over. Where every group would, the
-        smallest goes: a domain of three books has one on each side. A third of each domain touched stays in train.
+        A group that would take the side past max_held_out in any of its domains is passed over. If every group would, the
+        smallest is moved: a domain of three books has one on each side. A third of each domain touched stays in train.
         """
         on_side, in_train = self.on_side(held_out), self.on_side(0)
         rows = np.flatnonzero((self.domain == domain) & (self.kept > 0) & (self.sides[self.group] == 0))

@@ -1,4 +1,4 @@
-"""A signal of the user's own: an object of this class in a package of theirs, named by `filters.signals` in the configuration.
+"""A signal that a user writes: an object of the class Signal, in a package of theirs, that `filters.signals` names.
 
     import pyarrow as pa
     from filters.signals import Signal
@@ -8,8 +8,8 @@
 
     EXCITEMENT = Signal("excitement", version=1, columns={"mark_fraction": pa.float32()}, measure=measure)
 
-It is measured by a stage of its own, `score_excitement`, part by part. `select` drops by the bounds that the setting gives, after its
-own rules, and the reason is the signal's name.
+A stage of its own, `score_excitement`, measures it part by part. `select` drops by the bounds in the setting, after its own rules; the
+reason is the signal's name.
 """
 
 import re
@@ -28,7 +28,7 @@ from filters.decisions import PERPLEXITY, RULES
 GROUP = "bessemer.signals"
 """The group of the entry points."""
 TAKEN = {"rules", PERPLEXITY, *(rule.reason for rule in RULES)}
-"""Signals and reasons that there are already; those of deduplication end in `_duplicate`."""
+"""Names that signals and reasons already have; those of deduplication end in `_duplicate`."""
 
 Measure = Callable[[pa.ChunkedArray, Mapping[str, Any]], Mapping[str, Any]]
 
@@ -40,13 +40,13 @@ class Signal:
     name: str
     """Of the stage (`score_<name>`), and of the reason for a drop: lower-case letters, digits and underscores."""
     version: int
-    """Raise it when an equal text and equal settings would give other values: the fingerprint has it, and knows nothing of the code."""
+    """Raise it when equal text and settings would give other values: the fingerprint holds the version, not the code."""
     columns: Mapping[str, pa.DataType]
     """The measured values by name. A bound `min_<column>` or `max_<column>` needs a number."""
     measure: Measure
-    """(texts of one part, the setting's `settings`) -> the values of every column, one a text and in their order; None is no value.
+    """(texts of one part, the setting's `settings`) -> the values of every column, one a text and in their order; None for no value.
 
-    It runs in worker processes, several at a time. A text has any length; those that deduplication dropped are not among them.
+    It runs in worker processes, several at a time. A text may have any length. Those that deduplication dropped are left out.
     """
 
     def __post_init__(self) -> None:
