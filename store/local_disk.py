@@ -26,20 +26,20 @@ class LocalStorage:
 
     def local(self, path: str) -> Path:
         if not stays_inside(path):
-            raise InputError(f"{path!r} leads out of storage.root {self.uri}, so it is not read or written; look who names it")
+            raise InputError(f"{path!r} leads out of storage.root {self.uri}, so it is not read or written; find out what names it")
         return Path(self.root, path)
 
     def read(self, path: str) -> bytes:
-        with _said(self.local(path), "read"):
+        with _errors_as_sentences(self.local(path), "read"):
             return self.local(path).read_bytes()
 
     def digest(self, path: str) -> str:
         """SHA-256 of the stored bytes, every one of them read."""
-        with _said(self.local(path), "read"):
+        with _errors_as_sentences(self.local(path), "read"):
             return read_digest(self.local(path))
 
     def open(self, path: str) -> BinaryIO:
-        with _said(self.local(path), "read"):
+        with _errors_as_sentences(self.local(path), "read"):
             return self.local(path).open("rb")
 
     def write(self, path: str, data: bytes) -> Entry:
@@ -57,7 +57,7 @@ class LocalStorage:
 
     def create(self, path: str, data: bytes) -> bool:
         final = self.local(path)
-        with _said(final):
+        with _errors_as_sentences(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary = _beside(final)
             try:
@@ -73,9 +73,9 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _whole(self, path: str) -> Iterator[Path]:
-        """A temporary place beside `path` that takes its name, durably, when the block ends well."""
+        """Yield a temporary path beside `path`. If the block succeeds, the file gets its name durably."""
         final = self.local(path)
-        with _said(final):
+        with _errors_as_sentences(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary = _beside(final)
             try:
@@ -94,7 +94,7 @@ class LocalStorage:
         found = []
         for folder, _, names in os.walk(self.local(prefix)):
             for file in (Path(folder, name) for name in names if name.startswith(".partial-")):
-                with contextlib.suppress(FileNotFoundError):  # it took its name meanwhile
+                with contextlib.suppress(FileNotFoundError):  # it got its name meanwhile
                     entry = _entry(file.relative_to(self.root).as_posix(), file)
                     found += [entry] if entry.modified < before else []
         if delete:
@@ -103,7 +103,7 @@ class LocalStorage:
         return sorted(found, key=lambda entry: entry.path)
 
     def list(self, prefix: str) -> list[Entry]:
-        """Every file whose path starts with `prefix`, sorted by path; half-written ones are not there yet."""
+        """Every file whose path starts with `prefix`, sorted by path; half-written ones are left out."""
         base = self.local(prefix)
         folder = base if prefix.endswith("/") or not prefix else base.parent
         found = []
@@ -123,7 +123,7 @@ class LocalStorage:
             return None
 
     def delete(self, path: str) -> None:
-        with _said(self.local(path)):
+        with _errors_as_sentences(self.local(path)):
             self.local(path).unlink(missing_ok=True)
 
     def drop_empty_folder(self, path: str) -> None:
@@ -151,7 +151,7 @@ class LocalStorage:
 
 
 def _entry(path: str, file: Path) -> Entry:
-    """A hard link keeps its file's mtime; the ctime is when it came here."""
+    """A hard link keeps its file's mtime; the ctime is when the link was made."""
     stat = file.stat()
     return Entry(path, stat.st_size, None, max(stat.st_mtime, stat.st_ctime))
 
@@ -176,8 +176,8 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _said(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn the faults of a disk into sentences; what is not there stays FileNotFoundError."""
+def _errors_as_sentences(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn errors of the disk into sentences; a missing file stays FileNotFoundError."""
     try:
         yield
     except FileNotFoundError:

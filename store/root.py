@@ -1,4 +1,4 @@
-"""The storage behind an address. A new kind is a class with the methods of `store/storage.py`, and a branch here for its scheme."""
+"""Opens the storage behind an address. A new kind is a class with the methods of `store/storage.py`, and a branch here for its scheme."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -12,7 +12,7 @@ from store.storage import Storage
 def open_root(uri: str, endpoint_url: str | None = None) -> Storage:
     """The storage under file:///folder, s3://bucket/prefix or a plain folder. Raises ConfigError for any other scheme."""
     parts = urlparse(uri)
-    if "@" in parts.netloc:  # also where it comes from the environment
+    if "@" in parts.netloc:  # checked here too: the address may come from the environment
         raise ConfigError(f"storage.root: {NO_CREDENTIALS}")
     if parts.scheme in ("", "file"):
         if parts.netloc not in ("", "localhost"):

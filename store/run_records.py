@@ -1,6 +1,6 @@
 """What a run was asked for and what it used: runs/<time>-<id>.json, written at its start, at every artifact, and at its end.
 
-A record is what `bessemer gc` keeps artifacts by. It decides nothing else: no stage reads it.
+`bessemer gc` keeps the artifacts that records name. A record decides nothing else: no stage reads it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class RunRecord:
 
     @classmethod
     def begin(cls, storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> "RunRecord":
-        """Not written before `used` or `end`, so that whoever ends open records on a signal may know of it first."""
+        """A new record, not written yet: a signal handler that ends open records must know of it first."""
         now = storage.now()
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{secrets.token_hex(4)}"
         value = {"flow": flow, "preset": preset, "overrides": overrides, "started": now, "ended": None, "state": "running", "message": ""}
@@ -58,7 +58,7 @@ class RunRecord:
 
 @contextlib.contextmanager
 def recorded(storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> Iterator[RunRecord]:
-    """A record of the block: `completed`, or how it ended. What the block raises goes on; a record that cannot end stays `running`."""
+    """Record the block: `completed`, or how it ended. Its exception is raised on; a record whose end cannot be written stays `running`."""
     record = RunRecord.begin(storage, flow, preset, overrides)
     _open.append(record)  # before it is written: a signal in between would leave it `running`
     try:
@@ -75,7 +75,7 @@ def recorded(storage: Storage, flow: str, preset: str, overrides: dict[str, Any]
 
 
 def end_open(state: str, message: str = "") -> None:
-    """For a process that is about to leave by os._exit, where no block is left in order: end the records of the blocks it is in."""
+    """End the open records of a process that is about to leave by os._exit: its `with` blocks do not end in order."""
     for record in list(_open):
         with contextlib.suppress(PipelineError, OSError):
             record.end(state, message)
@@ -90,7 +90,7 @@ def _ending(error: BaseException) -> tuple[str, str]:
 
 
 def _hidden(value: Any) -> Any:
-    """The value with what the environment holds as secrets taken out: an error or an override may repeat one."""
+    """The value without the environment's secrets: an error or an override may repeat one."""
     if isinstance(value, dict):
         return {key: _hidden(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -104,7 +104,7 @@ def _hidden(value: Any) -> Any:
 
 
 def records(storage: Storage, known: Container[Mark] = ()) -> Iterator[tuple[Entry, dict[str, Any]]]:
-    """Every readable record, oldest first, but those that are still as they were when they were `known`."""
+    """Every readable record, oldest first, except those in `known` that have not changed since."""
     for entry in storage.list(FOLDER):
         if mark(entry) in known:
             continue
@@ -115,5 +115,5 @@ def records(storage: Storage, known: Container[Mark] = ()) -> Iterator[tuple[Ent
 
 
 def mark(entry: Entry) -> Mark:
-    """What tells a record from the same one written again: it only grows."""
+    """Identifies a record as it is now. A record only grows, so another write gives another mark."""
     return entry.path, entry.size, entry.modified

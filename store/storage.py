@@ -1,4 +1,4 @@
-"""Bytes by path under a root: what every kind of storage can do, and how a stored file is held against its record.
+"""Bytes by path under a root: what every kind of storage can do, and how a stored file is compared with its record.
 
 A path is relative, with forward slashes. Writes are whole or absent. `create` is the one conditional operation: everything
 that must happen once (a manifest, a lock) rests on it. Objects are picklable, and open their connections where they are used.
@@ -46,14 +46,14 @@ class Storage(Protocol):
 
 
 def stays_inside(path: str) -> bool:
-    """Whether `path`, joined to a folder, is below it: what a manifest or a person names may be absolute, or climb with `..`."""
+    """Whether `path`, joined to a folder, stays below it. A path from a manifest or a person may be absolute, or climb with `..`."""
     return not path.startswith("/") and ".." not in path.split("/")
 
 
 def matches(storage: Storage, entry: Entry | None, size: int, digest: str, token: str | None) -> bool:
     """Whether a stored file is still what was recorded: by its (memoised) digest on disk, by the server's token on S3.
 
-    Another token is no other content yet: a root that was copied has tokens of its own. Then the bytes are read, once a token.
+    Another token need not mean other content: a copied root has its own tokens. Then the bytes are read, once for each token.
     """
     if entry is None or entry.size != size:
         return False
