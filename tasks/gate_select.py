@@ -28,7 +28,7 @@ class SelectGate(Frozen):
     language_domains: tuple[str, ...]
     max_overlap_fraction: Fraction
     signals: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
-    """The user's own, which are reasons of select too."""
+    """The user's own signals, which are reasons of select too."""
 
 
 def _select_slice(config: Any) -> SelectGate:
@@ -55,7 +55,7 @@ def gate_select(
     perplexity: Artifact | None = None,
     contamination: Artifact | None = None,
 ) -> Ledger:
-    """Is enough left, does no rule eat everything, is what is kept for training clean, and does no group stand on two sides?"""
+    """Is enough left, does no rule drop everything, is the text for training clean, and is each group on one side only?"""
     families = {"language": (language, "target_probability"), "toxicity": (toxicity, "toxic_words_per_1000"), "rules": (rules, "words")}
     if contamination is not None:
         families["contamination"] = (contamination, "overlap_fraction")

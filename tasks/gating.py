@@ -1,4 +1,4 @@
-"""What the gates share: bounds on small tables of statistics, judged by Great Expectations. A bound that does not hold stops the flow.
+"""What the gates share: bounds on small tables of statistics, which Great Expectations checks. A bound that does not hold stops the flow.
 
 No stage takes a gate's artifact as input, so a changed bound re-runs the gates alone. Suites see statistics, never texts.
 """
@@ -17,12 +17,12 @@ from engine.stage import Output
 
 Row = dict[str, Any]
 TOTAL = "all"
-"""The row that is of no domain."""
+"""The name of the row that counts all domains together."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a column of a table of statistics must lie between, and the setting that says so (or the rule that it follows from)."""
+    """The limits of a column in a table of statistics, and the setting that they come from (or the rule)."""
 
     table: str
     column: str
@@ -32,7 +32,7 @@ class Bound:
 
 
 def judge(tables: Mapping[str, Sequence[Row]], bounds: Sequence[Bound], out: Output) -> Ledger:
-    """Write the statistics and what Great Expectations says of them; raise GateFailed for what does not hold.
+    """Check the bounds with Great Expectations, and write statistics and verdicts. Raises GateFailed for bounds that do not hold.
 
     validation.json is content: expectations, bounds and figures. What the library adds (times, ids) is attached.
     """
@@ -53,7 +53,7 @@ def judge(tables: Mapping[str, Sequence[Row]], bounds: Sequence[Bound], out: Out
 
 
 def warm_up() -> None:
-    """Import Great Expectations, which takes seconds of a core: whoever has one to spare does it ahead of the first gate."""
+    """Import Great Expectations. It takes seconds of a core, so a stage with an idle core does it before the first gate."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations  # noqa: F401
 
@@ -68,7 +68,7 @@ def _validate(out: Output, name: str, rows: Sequence[Row], bounds: Sequence[Boun
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
 
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # tells of temporary folders
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # it logs temporary folders
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     frame = pd.DataFrame({bound.column: [row.get(bound.column) for row in rows] for bound in bounds}, dtype="float64")
