@@ -2,10 +2,11 @@
 
     model.safetensors       master weights, fp32
     optimizer.safetensors   <parameter>/<key>
-    extra.safetensors       what a loop keeps besides (PPO: the best policy so far)
+    extra.safetensors       what a loop keeps in addition (PPO: the best policy so far)
     state.json              step, data_offset, RNG states, loss window, history, execution class, config digest
 
-By name, so it loads under any ZeRO stage and any number of ranks. Whole or absent: the store publishes the folder at once.
+Tensors are stored by name, so it loads under any ZeRO stage and any number of ranks. Whole or absent: the store publishes the folder at
+once.
 """
 
 import json
@@ -29,7 +30,7 @@ class Store(Protocol):
 
 @dataclass
 class Snapshot:
-    """Everything that a run is at the start of `state["step"]`."""
+    """The whole state of a run at the start of `state["step"]`."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -74,7 +75,7 @@ def set_rng_state(states: dict[str, str]) -> None:
 class Saver:
     """Saves and finds checkpoints; the upload runs beside the training, one at a time.
 
-    All ranks hold one and must call together where the snapshot is made; only rank 0 writes.
+    Every rank has one. All must call together where the snapshot is made; only rank 0 writes.
     """
 
     def __init__(self, store: Store, scratch: Path, is_writer: bool, keep_last: int = 2, keep_every: int = 0) -> None:

@@ -1,8 +1,9 @@
-"""PPO over the same engines: sample, score, estimate advantages, take clipped steps (Schulman et al. 2017; Stiennon et al. 2020).
+"""PPO on the same engines as training/loop.py: sample, score, estimate advantages, take clipped steps.
 
-A whole iteration (one batch of prompts) is the unit of resuming: prompts, samples and orders of iteration i are pure functions of
-(seed, i) and the weights, so a checkpoint holds weights, optimizer state, the reward's running mean and the best policy so far.
-Which policy is kept is decided on validation prompts alone; figures to report come from test prompts, elsewhere.
+The method is that of Schulman et al. 2017 and Stiennon et al. 2020. A whole iteration (one batch of prompts) is the unit
+of resuming: prompts, samples and orders of iteration i are pure functions of (seed, i) and the weights. So a checkpoint holds weights,
+optimizer state, the reward's running mean and the best policy so far. Which policy is kept is decided on validation prompts alone;
+figures to report come from test prompts, elsewhere.
 
 Shape letters: N answers of this rank, T positions of prompt and answer, R = T - 1 positions that predict a next token.
 """
@@ -63,7 +64,7 @@ class PpoPlan:
 
 
 class ActorCritic(nn.Module):
-    """The policy, and a value a position from a linear head on its trunk; `names` of the policy start with `policy.`."""
+    """The policy, and a linear head on its trunk that gives one value per position. The policy's weights are named `policy.…`."""
 
     def __init__(self, policy: Transformer) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class PpoProgress:
     tokens: int = 0
     bad_in_a_row: int = 0
     count: float = 0.0
-    """Rewards seen, their sum and sum of squares: what they are whitened by."""
+    """Rewards seen, their sum and their sum of squares, which whiten them."""
     total: float = 0.0
     squares: float = 0.0
     best: dict[str, Any] | None = None
@@ -132,7 +133,7 @@ class PpoLoop:
         if self._restore():
             self.report.resumed(self._progress.step)
         else:
-            self._look()
+            self._validate()
         while self._progress.step < self.plan.iterations and not self._is_out_of_patience():
             self._iterate()
             self._boundary()
@@ -145,7 +146,7 @@ class PpoLoop:
         plan, at = self.plan, self._progress
         rows = self.train_rows[global_batch(plan.seed, at.step, len(self.train_rows), plan.batch_size)]
         answers = self._sample(rank_share(rows, self.engine.rank, self.engine.ranks), (plan.seed, at.step, self.engine.rank))
-        seen = self._judge(answers)
+        seen = self._score(answers)
         mean, spread = self._running(seen["reward"])
         rewards_NR = token_rewards((seen["reward"] - mean) / spread, seen["kl"], answers, plan.kl_coefficient)
         advantages, returns = gae(rewards_NR, seen["values"], answers.mask_NR, plan.gamma, plan.gae_lambda)
@@ -180,7 +181,7 @@ class PpoLoop:
         mask = ((places >= starts) & (places < lengths[:, None])).float()
         return Answers(rows, made.responses(plan.end_id), [bool(r) and r[-1] == plan.end_id for r in raw], tokens, mask, lengths)
 
-    def _judge(self, answers: Answers) -> dict[str, Tensor]:
+    def _score(self, answers: Answers) -> dict[str, Tensor]:
         """Log probabilities and values before the update, distance to the reference, and the reward model's score."""
         found: dict[str, list[Tensor]] = {"log_probs": [], "values": [], "kl": [], "reward": []}
         with self.engine.no_grad():
@@ -263,15 +264,15 @@ class PpoLoop:
 
     # -- choosing and stopping
 
-    def _look(self) -> None:
+    def _validate(self) -> None:
         """Answer the validation prompts; keep the policy when it is the best that is near enough to the reference."""
         plan, at = self.plan, self._progress
         rows = self.validation_rows[: plan.validation_prompts]
         own = rows[self.engine.rank :: self.engine.ranks]
         if len(rows) >= self.engine.ranks:
             self.engine.module.eval()
-            answers = self._sample(own, (plan.seed, 2**31, self.engine.rank))  # the same stream at every look: the looks are paired
-            figures = self._means(answers, self._judge(answers))
+            answers = self._sample(own, (plan.seed, 2**31, self.engine.rank))  # the same stream every time, so that the results are paired
+            figures = self._means(answers, self._score(answers))
             self.engine.module.train()
             if self.gold is not None:
                 scores = self.gold(answers.rows, answers.responses, answers.ended)
@@ -295,7 +296,7 @@ class PpoLoop:
     def _boundary(self) -> None:
         step, is_last = self._progress.step, self._progress.step == self.plan.iterations
         if is_last or not step % self.plan.validation_every:
-            self._look()
+            self._validate()
         wants_stop = self.engine.any(self.should_stop()) and not is_last
         if (not step % self.plan.checkpoint_every and not is_last) or wants_stop:
             state = {**asdict(self._progress), **self.plan.identity}

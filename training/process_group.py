@@ -1,6 +1,6 @@
-"""What a rank is before it has a model: its threads, its process group, and the signal to stop.
+"""Prepares a rank before it has a model: its threads, its process group, and the signal to stop.
 
-Any launcher that sets RANK and WORLD_SIZE will do (engine/launch.py, torchrun). With BESSEMER_RENDEZVOUS, a path for a file that
+Any launcher that sets RANK and WORLD_SIZE will do (engine/ranks.py, torchrun). With BESSEMER_RENDEZVOUS, a path for a file that
 does not exist yet, the ranks of one machine meet there and no port is needed; else MASTER_ADDR and MASTER_PORT are used.
 """
 
@@ -20,12 +20,12 @@ class Rank:
 
 
 def prepare(threads: int, seed: int, device: str) -> None:
-    """Threads, and results that a repeated run gives again to the bit."""
+    """Set the threads, and make a repeated run give the same results to the bit."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a pass over every new tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # else a pass over every new tensor
 
 
 def join(needs_group: bool, device: str) -> Rank:
@@ -49,7 +49,7 @@ def join(needs_group: bool, device: str) -> Rank:
 
 
 class StopSignal:
-    """SIGTERM turned into a question that the loop asks after each step."""
+    """Notes a SIGTERM; the loop asks for it after each step."""
 
     def __init__(self) -> None:
         self.is_set = False
