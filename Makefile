@@ -47,7 +47,7 @@ destroy-workers: setup ## take them down again; the data bucket is kept
 up: setup ## Prefect server and worker in the background, on loopback (BESSEMER_PORT=4200)
 	@$(SERVICES) up
 
-down: ## stop them, after active runs have said where they stopped
+down: ## stop them, after active runs have checkpointed
 	@test ! -x $(IN)/python || $(SERVICES) down
 
 status: ## what runs

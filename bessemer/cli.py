@@ -112,7 +112,7 @@ def _plans(arguments: argparse.Namespace, flow: str = "pretrain") -> list[Planne
 
 def _run(arguments: argparse.Namespace) -> int:
     from engine.parts import stop_ray
-    from engine.recording import Recording
+    from engine.recording_journal import RecordingJournal
     from engine.runner import PlainRunner, Stopped
     from store.run_records import recorded
 
@@ -128,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
     overrides = dict(parse_set(text) for text in arguments.set)
     try:
         with recorded(config.store(), arguments.flow, arguments.preset, overrides) as record:
-            engine = _engine(config, arguments.preset, Recording(ConsoleJournal(), record), forced.__contains__)
+            engine = _engine(config, arguments.preset, RecordingJournal(ConsoleJournal(), record), forced.__contains__)
             try:
                 results = arguments.body_of(arguments.flow)(PlainRunner(engine, arguments.until), config)
             except Stopped:

@@ -1,4 +1,4 @@
-"""The account of a stage: what went in is what came out, was dropped for a reason, or was quarantined."""
+"""The ledger of a stage: everything that came in went out, was dropped for a reason, or was quarantined."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Count:
     quarantined: int = 0
 
     def balance(self) -> int:
-        """How many more came in than are accounted for: 0 when the count adds up."""
+        """How many more came in than the rest explains; 0 if the ledger balances."""
         return self.came_in + self.added - self.out - sum(self.dropped.values()) - self.quarantined
 
     def __add__(self, other: "Count") -> "Count":
@@ -46,7 +46,7 @@ class Ledger:
     tokens: Count | None = None
 
     def check(self, where: str) -> None:
-        """Raise IntegrityError, with the figures, for a unit that does not add up."""
+        """Raise IntegrityError, with the figures, for a unit that does not balance."""
         for unit, count in (("documents", self.documents), ("tokens", self.tokens)):
             if count is not None and count.balance():
                 raise IntegrityError(

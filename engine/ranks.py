@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 Gather = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
-class Pool:
+class MoreMachines:
     """How ranks get more machines. A flow run in a pool sets `gather`; anywhere else it is None.
 
     gather(address of Ray's head, how many) holds the machines for the length of a `with` block. It gives a call that raises if one of

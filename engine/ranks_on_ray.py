@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from contract.config import RunOptions
 from contract.errors import ConfigError
 from engine.parts import refuse_unshared, start_ray
-from engine.ranks import Children, Pool, free_port, start_ranks
+from engine.ranks import Children, MoreMachines, free_port, start_ranks
 from engine.stage import Output
 
 LOOK_S = 0.3
@@ -57,14 +57,14 @@ def start_on_cluster(module: str, spec: dict[str, Any], folder: Path, ranks: int
 @contextlib.contextmanager
 def of_the_pool(run: RunOptions, each: int) -> Iterator[list[dict[str, Any]]]:
     """Let machines of the pool join this machine's Ray, which is the head; yields the nodes once enough have joined."""
-    if Pool.gather is None:
+    if MoreMachines.gather is None:
         raise ConfigError(
             f"run.nodes is {run.nodes}, which needs a Ray cluster: set run.ray_address to its head, HOST:6379, or run it under Prefect, "
             "where machines of the run's pool make one."
         )
     context = ray.get_runtime_context()
     former = {node["NodeID"] for node in ray.nodes()} - {context.get_node_id()}  # of an earlier launch, about to leave
-    with Pool.gather(context.gcs_address, run.nodes - 1) as look:
+    with MoreMachines.gather(context.gcs_address, run.nodes - 1) as look:
         deadline = time.monotonic() + COME_S
         while True:
             found = [node for node in ray.nodes() if node["NodeID"] not in former]

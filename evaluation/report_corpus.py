@@ -84,7 +84,7 @@ def drops(figures: Figures) -> str:
     return grid(parts)
 
 
-def token_account(figures: Figures) -> str:
+def token_ledger(figures: Figures) -> str:
     """From the first tokens on: what each stage let through and why the rest went."""
     rows = []
     for stage in figures["stages"]:

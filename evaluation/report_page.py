@@ -10,7 +10,7 @@ from typing import Any
 
 from evaluation.charts import arcs, number, short
 from evaluation.page import Figures, Verdict, block, card, figure, grid, heading, page, paragraph, points, source, source_line, table
-from evaluation.report_corpus import absent, corpus, drops, signals, token_account
+from evaluation.report_corpus import absent, corpus, drops, signals, token_ledger
 from evaluation.report_models import alignment, bits, samples, tasks, titled, training
 
 Costs = Mapping[str, Mapping[str, Any]]
@@ -23,7 +23,7 @@ def report(figures: Figures, costs: Costs) -> str:
         ("claims", "Claims", _claims(figures)),
         ("run", "The run", _run(figures, costs)),
         ("corpus", "Corpus and mixture", corpus(figures)),
-        ("drops", "What was dropped", drops(figures) + token_account(figures)),
+        ("drops", "What was dropped", drops(figures) + token_ledger(figures)),
         ("signals", "Signals", signals(figures)),
         ("training", "Training", training(figures)),
         ("loss", "Bits per byte", bits(figures)),
@@ -80,7 +80,7 @@ def _run(figures: Figures, costs: Costs) -> str:
     for stage in stages:
         seconds = costs.get(stage["role"], {}).get("seconds", 0.0)
         nodes.append((stage["stage"], duration(seconds), seconds / longest))
-        rows.append(((stage["stage"], stage["fingerprint"]), *_account(stage.get("documents")), duration(seconds)))
+        rows.append(((stage["stage"], stage["fingerprint"]), *_in_and_out(stage.get("documents")), duration(seconds)))
     chart = figure("Stages in order, with their times", arcs(nodes, edges), note="An arc is an input; those that others imply are left out")
     ledger = table(["stage", "in", "out", "kept", "time"], rows)
     return grid([chart, block(heading("Documents in and out of each stage"), ledger)], "pair")
@@ -96,7 +96,7 @@ def _direct(name: str, reads: Mapping[str, set[str]]) -> set[str]:
     return reads[name] - implied
 
 
-def _account(count: Mapping[str, Any] | None) -> tuple[str, str, str]:
+def _in_and_out(count: Mapping[str, Any] | None) -> tuple[str, str, str]:
     if not count:
         return "", "", ""
     kept = f"{100 * count['out'] / count['in']:.1f} %" if count["in"] else ""

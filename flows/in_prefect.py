@@ -15,8 +15,8 @@ from bessemer.summary import Summary
 from contract.environment_variables import prepare_environment
 from engine.parts import stop_ray
 from engine.prefect_runner import PrefectJournal, PrefectRunner, ending_in_a_sentence, stop_on_sigterm
-from engine.ranks import Pool
-from engine.recording import Recording
+from engine.ranks import MoreMachines
+from engine.recording_journal import RecordingJournal
 from engine.runner import Runner
 from engine.stage import Engine
 from flows.borrow_machines import BorrowedMachines
@@ -50,10 +50,10 @@ def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> No
     stop_on_sigterm(on_cancel=sender.cancel)
     if config.run.ray_address is None:
         share_token()
-    Pool.gather = BorrowedMachines(sender)
+    MoreMachines.gather = BorrowedMachines(sender)
     try:
         with recorded(storage, flow, preset.value, overrides) as record:
-            journal = Recording(PrefectJournal(), record)
+            journal = RecordingJournal(PrefectJournal(), record)
             engine = Engine(storage, config, config.run, journal, preset.value)
             made = body(PrefectRunner(engine, sender=sender.for_part), config)
     finally:

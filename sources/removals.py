@@ -94,7 +94,7 @@ def text_digest(text: str) -> str:
 
 
 def record(storage: Storage, rule: Removal) -> str:
-    """Put a rule into the root; its path. Recording the same rule again changes nothing."""
+    """Put a rule into the root; its path. RecordingJournal the same rule again changes nothing."""
     path = f"{FOLDER}{rule.kind}-{hashlib.sha256(canonical_json(rule)).hexdigest()[:16]}.json"
     storage.create(path, dump_checked(rule.model_dump(mode="json")))
     return path

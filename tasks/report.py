@@ -64,9 +64,9 @@ def collect(present: dict[str, Artifact], missing: Sequence[str]) -> dict[str, A
     roles = {artifact.fingerprint: role for role, artifact in present.items()}
     stages = []
     for role, artifact in _ordered(present):
-        account = artifact.ledger.to_json()
+        ledger = artifact.ledger.to_json()
         reads = sorted(roles[value["fingerprint"]] for value in artifact.manifest["inputs"].values() if value["fingerprint"] in roles)
-        stages.append({"role": role, "stage": artifact.stage, "fingerprint": artifact.fingerprint[:12], "reads": reads, **account})
+        stages.append({"role": role, "stage": artifact.stage, "fingerprint": artifact.fingerprint[:12], "reads": reads, **ledger})
     figures: dict[str, Any] = {"stages": stages, "missing": list(missing), "limits": list(LIMITS)}
     figures["corpus"] = read_by_domain(present)
     if "blocks" in present:

@@ -52,7 +52,7 @@ def score_parts(out: Output, work: Callable[[dict[str, Any], PartWriter], dict[s
 
 
 def tagging(documents: Artifact) -> Ledger:
-    """The account of a stage that tags every document and drops none."""
+    """The ledger of a stage that tags every document and drops none."""
     count = documents.ledger.documents
     assert count is not None
     return Ledger(documents=Count(came_in=count.out, out=count.out))

@@ -65,7 +65,7 @@ def test_a_corpus_that_nothing_survives_in_says_which_rule_took_most(tmp_path: P
     assert "words" in capsys.readouterr().err
 
 
-def test_until_stops_after_the_stage_and_show_prints_its_account(tmp_path: Path, capsys):
+def test_until_stops_after_the_stage_and_show_prints_its_ledger(tmp_path: Path, capsys):
     lines = [{"text": f"document number {i} has a few words of its own"} for i in range(12)]
     file = tmp_path / "corpus.jsonl"
     arguments = ["--set", corpus(tmp_path, lines)]

@@ -41,7 +41,7 @@ def digests(storage: Storage) -> dict[str, str]:
     return {name: artifact.digest for name, artifact in found.items() if artifact is not None}
 
 
-def test_every_stage_makes_its_artifact_and_the_account_adds_up(undisturbed: Storage):
+def test_every_stage_makes_its_artifact_and_its_ledger_balances(undisturbed: Storage):
     for name, planned in plans(undisturbed).items():
         assert planned.reuse is not None, f"{name}: {planned.why}"
         planned.reuse.ledger.check(name)

@@ -194,7 +194,7 @@ PLANTED = {"AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED42", "AWS_SECRET_ACCESS_KEY":
 
 def test_a_planted_key_reaches_no_object_no_log_and_no_message(s3_server: str, monkeypatch, caplog, capfd):
     """Through whole runs, one that ends well and one whose error repeats the key; the run's record, an override with it included."""
-    from engine.recording import Recording
+    from engine.recording_journal import RecordingJournal
     from store.run_records import recorded, records
 
     for name, value in PLANTED.items():
@@ -210,7 +210,7 @@ def test_a_planted_key_reaches_no_object_no_log_and_no_message(s3_server: str, m
     overrides = {"storage.endpoint_url": f"http://{':'.join(PLANTED.values())}@host"}
     with recorded(storage, "toy", "toy", overrides) as record:
         engine = toy.engine(storage)
-        toy.pipeline(type(engine)(storage, engine.config, engine.run_options, Recording(notes, record), "toy"))
+        toy.pipeline(type(engine)(storage, engine.config, engine.run_options, RecordingJournal(notes, record), "toy"))
     with pytest.raises(PipelineError), recorded(storage, "toy", "toy", overrides):
         raise PipelineError(f"the store said {PLANTED}")
     _client.cache_clear()

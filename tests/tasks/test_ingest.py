@@ -1,4 +1,4 @@
-"""Ingest through the engine: the account, the quarantine, resuming after kill -9, and what it refuses."""
+"""Ingest through the engine: the ledger, the quarantine, resuming after kill -9, and what it refuses."""
 
 import json
 import os

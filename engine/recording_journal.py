@@ -5,7 +5,7 @@ from store.artifact import Artifact
 from store.run_records import RunRecord
 
 
-class Recording:
+class RecordingJournal:
     def __init__(self, journal: Journal, record: RunRecord) -> None:
         self._journal, self._record = journal, record
         self.started, self.progress, self.warn = journal.started, journal.progress, journal.warn
