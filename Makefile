@@ -26,8 +26,8 @@ rooms: ## lint, types and the quick tests; make test runs `flows` beside it
 flows: ## the tests of whole flows
 	@$(IN)/python -m pytest -q -m e2e
 
-check: setup ## format, lint, types and the quick tests
-	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not e2e"
+check: setup ## format, lint, types, and the tests that start no process, server or whole stage
+	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not slow and not e2e"
 
 faults: setup ## N kills at random moments of whole runs, on disk and on S3, from a seed (N=20 SEED=…); 20 take about a quarter of an hour
 	@$(IN)/python -m tests.e2e.kills random --kills $(N) $(if $(SEED),--seed $(SEED))

@@ -21,7 +21,15 @@ settings.register_profile("bessemer", deadline=None, derandomize=bool(os.environ
 settings.load_profile("bessemer")
 
 
+SERVERS = {"s3_server", "prefect_server", "terraform", "two_workers", "broken"}
+"""Fixtures that start what takes seconds, or a request over HTTP for each thing asked: whoever uses one is `slow`."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not SERVERS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     if not os.environ.get("BESSEMER_FAULTS"):
         for item in items:
             if item.get_closest_marker("on_demand"):
@@ -73,7 +81,7 @@ def local(tmp_path: Path) -> Storage:
     return open_root((tmp_path / "root").as_uri())
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def storage(request: pytest.FixtureRequest) -> Storage:
     """Both kinds of store, one after the other."""
     return request.getfixturevalue(request.param)

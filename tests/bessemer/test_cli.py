@@ -59,6 +59,7 @@ def test_an_empty_source_is_named(tmp_path: Path, capsys):
     assert not published(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_corpus_that_nothing_survives_in_says_which_rule_took_most(tmp_path: Path, capsys):
     lines = [{"text": f"short {i}"} for i in range(40)]
     assert run(tmp_path, "--set", corpus(tmp_path, lines), "--set", "split.trusted_domains=[]", "--set", "evaluate.items.items=0") == 2
@@ -109,6 +110,7 @@ def test_a_full_disk_is_said_and_publishes_nothing(tmp_path: Path, capsys):
         subprocess.run(["umount", str(root)], check=True)
 
 
+@pytest.mark.slow
 def test_sigterm_however_often_ends_with_75_and_one_sentence(tmp_path: Path):
     """Whoever stops a process group sends it twice: `make`, systemd and a terminal do."""
     root = tmp_path / "root"
@@ -133,6 +135,7 @@ def test_sigterm_however_often_ends_with_75_and_one_sentence(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["unknown_key", "invalid_token", "token_refresh", "request_expired"])
+@pytest.mark.slow
 def test_wrong_credentials_end_with_one_line(kind: str):
     """In a process of its own, in time: nothing of it may hang at its end."""
     with FaultProxy("http://127.0.0.1:9", rate=1.0, seed=1, kinds=[kind]) as proxy:

@@ -104,6 +104,7 @@ def one_sentence(said: str, *words: str) -> None:
     assert said.startswith("bessemer: ") and said.count("\n") == 1 and all(word in said for word in words), said
 
 
+@pytest.mark.slow
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path, small: list[str]):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "artifacts").write_text("a file")
@@ -112,6 +113,7 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path, small: list[str]
     one_sentence(done.stderr, str(tmp_path / "root" / "artifacts"), "Move it away")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_is_said(tmp_path: Path, small: list[str]):
     """Reading another process's memory at address 0 is a true EIO."""
     (tmp_path / "root" / "last" / "smoke").mkdir(parents=True)
@@ -121,6 +123,7 @@ def test_a_disk_that_fails_is_said(tmp_path: Path, small: list[str]):
     one_sentence(done.stderr, "Input/output error", "Check the disk")
 
 
+@pytest.mark.slow
 def test_an_output_that_is_full_or_closed_is_no_traceback(small: list[str]):
     with Path("/dev/full").open("w") as full:
         done = bessemer("plan", "curate", *small, stdout=full)

@@ -281,6 +281,7 @@ def carry(here: Storage, there: Storage, part_bytes: int = 2**30) -> None:
             there.write(entry.path, here.read(entry.path))
 
 
+@pytest.mark.slow
 def test_a_root_that_was_copied_anywhere_is_cached_whole_and_still_watched(root: Root, s3: S3Storage, tmp_path: Path, capsys, monkeypatch):
     """Disk to S3, to another prefix by another way of copying, and back to disk."""
     assert root.run("split") == 0

@@ -25,6 +25,8 @@ from store.root import open_root
 from tasks.align_data import _write_gold
 from tests.engine.test_launch import ROOT, Heard, alive, wait_for
 
+pytestmark = pytest.mark.slow
+
 SLOW = """#!/bin/sh
 echo $$ > "$(dirname "$0")/pid"
 exec sleep 60

@@ -20,6 +20,8 @@ from store.attempt import Attempt
 from store.storage import Storage
 from tests.e2e.installation import on_demand
 
+pytestmark = pytest.mark.slow
+
 MODULE = "tests.engine.children"
 ROOT = Path(__file__).parents[2]
 

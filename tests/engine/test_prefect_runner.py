@@ -32,6 +32,8 @@ from store.storage import Storage
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:

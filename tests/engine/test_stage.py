@@ -50,6 +50,7 @@ def test_fingerprints_are_pinned(local: Storage):
     assert [a.fingerprint[:16] for a in toy.pipeline(toy.engine(local))] == PINNED
 
 
+@pytest.mark.slow
 def test_a_killed_stage_is_resumed_from_its_sealed_parts(storage: Storage, tmp_path: Path):
     undisturbed = [a.digest for a in toy.pipeline(toy.engine(storage, toy.Config(note="same identity")))]
     for entry in storage.list("artifacts/"):
@@ -174,6 +175,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         stop_ray()
 
 
+@pytest.mark.slow
 class TestByRay:
     def test_the_same_parts_have_the_same_digests_and_what_workers_say_is_heard(self, local: Storage, broken: Path):
         stop_ray()

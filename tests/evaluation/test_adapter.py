@@ -120,6 +120,7 @@ def responses(results: dict, task: str) -> list:
     return [sample["filtered_resps"] for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"])]
 
 
+@pytest.mark.slow
 def test_simple_evaluate_agrees_with_hf_at_batch_1_on_the_exported_folder(
     model: Transformer, tokenizer: Tokenizer, tokenizer_json: bytes, offline: None, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ run(Zero(), pq.read_table(sys.argv[1] + "/items.parquet"), Path(sys.argv[1], "ta
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_printed(table: pa.Table, tmp_path: Path) -> None:
     """In a process of its own, as `quiet` must come before the first import of lm_eval."""
     pq.write_table(table, tmp_path / "items.parquet")

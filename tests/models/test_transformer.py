@@ -119,6 +119,7 @@ def test_config_refuses_heads_that_do_not_fit_and_names_the_numbers() -> None:
         ModelConfig(hidden_size=100)
 
 
+@pytest.mark.slow
 def test_decoder_and_generation_import_with_torch_alone() -> None:
     """They run on a bare GPU box: nothing beyond torch and NumPy may come in."""
     code = (

@@ -51,6 +51,7 @@ def in_child(script: str, timeout_s: float) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_what_opens_and_never_closes_hangs_no_reader() -> None:
     script = f"""
 for form, units in {UNCLOSED!r}.items():
@@ -90,6 +91,7 @@ print("\\n".join(kind for kind, _ in itertools.groupby(kinds)))
 
 
 @pytest.mark.parametrize("compression", ["gz", "zst"])
+@pytest.mark.slow
 def test_a_bomb_of_half_a_gigabyte_stays_small(tmp_path: Path, compression: str) -> None:
     """Of two lines of 256 MiB: neither the longest line taken nor the one passed over is kept."""
     pack = zlib.compressobj(wbits=31) if compression == "gz" else zstandard.ZstdCompressor().compressobj()
@@ -113,6 +115,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
+@pytest.mark.slow
 def test_the_longest_line_taken_costs_less_than_a_gibibyte_whatever_it_holds(tmp_path: Path, name: str) -> None:
     head, unit, tail, said = LINES[name]
     (tmp_path / "f").write_text(head + unit * ((LONGEST - 64) // len(unit)) + tail + "\n")
@@ -124,6 +127,7 @@ LARGEST = {"html": b"ab\n", "man": b".SH a\n", "metadata": b"a:\n", "docstrings"
 
 
 @pytest.mark.parametrize("form", LARGEST)
+@pytest.mark.slow
 def test_the_largest_file_that_is_parsed_costs_less_than_a_gibibyte(tmp_path: Path, form: str) -> None:
     """Of many small things, with a character that makes every other one four bytes wide."""
     many = LARGEST[form] * ((MOST_TOKENS // 2 if form == "docstrings" else MOST_PARSED_BYTES // len(LARGEST[form])) - 10)
@@ -142,6 +146,7 @@ def test_what_is_too_large_to_be_parsed_is_not(tmp_path: Path, form: str, size: 
 
 
 @pytest.mark.parametrize(("megabytes", "said"), [(30, "bomb"), (140, "pages of 146,8")])
+@pytest.mark.slow
 def test_a_text_in_a_dictionary_of_parquet_is_not_made_many_times(tmp_path: Path, megabytes: int, said: str) -> None:
     """256 rows of one text of 30 MB in a file of some kB; and a page of 140."""
     table = pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array(["a" * megabytes * 2**20]))})
@@ -165,6 +170,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("name", PAGES)
+@pytest.mark.slow
 def test_a_page_as_large_as_is_read_costs_less_than_a_gibibyte_whatever_it_holds(tmp_path: Path, name: str) -> None:
     """As pyarrow writes it: 1,024 texts a page, however long."""
     texts, said = PAGES[name]
@@ -173,6 +179,7 @@ def test_a_page_as_large_as_is_read_costs_less_than_a_gibibyte_whatever_it_holds
     assert peak < GIBIBYTE and said in kinds[0], f"{peak / 2**20:.0f} MiB, {(tmp_path / 'f').stat().st_size:,} bytes stored"
 
 
+@pytest.mark.slow
 def test_a_row_is_as_long_as_all_of_its_strings(tmp_path: Path) -> None:
     """Else a column beside the text would be made a string of five times its bytes."""
     columns = {"text": ["a", "b"], "notes": ["\U0001f600" + noise(80), "short"]}

@@ -46,6 +46,7 @@ def test_what_is_given_is_not_tried_otherwise():
         places(RunOptions(ranks=3), 16, LAPTOP)
 
 
+@pytest.mark.slow
 def test_calibrate_measures_here_and_pretraining_takes_the_steps_that_fit(local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(calibration, "SECONDS_A_TRIAL", 0.05)
     settings = config(engine="plain", max_steps=None, seconds=0.3)

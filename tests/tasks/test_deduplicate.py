@@ -156,6 +156,7 @@ def test_an_empty_corpus_and_one_without_duplicates_give_empty_figures(local: St
 STEPS = ("sign_one", "pair_one", "gather_one", "settle_one", "decide_one")
 
 
+@pytest.mark.slow
 def test_a_kill_in_every_step_is_resumed_to_the_same_digest(local: Storage, tmp_path: Path):
     """One after the other: the attempt that dies in `pairs` has adopted the signatures of the one that died there, and so on."""
     want = made(local)[1].digest

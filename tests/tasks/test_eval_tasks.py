@@ -161,6 +161,7 @@ def test_a_line_longer_than_any_item_is_refused_where_it_stands(tmp_path: Path, 
         named_items(task, _lines(task, open_root(str(tmp_path))))
 
 
+@pytest.mark.slow
 def test_more_items_than_memory_is_meant_for_are_refused_unless_limited(tmp_path: Path) -> None:
     """A megabyte on disk may hold a gigabyte of items."""
     path = tmp_path / "sums.jsonl.zst"

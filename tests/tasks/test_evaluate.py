@@ -32,6 +32,8 @@ from tokens.config import TokenizerConfig
 from tokens.trainer import train
 from training.loader import global_batch
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = 64
 TEXTS = [path.read_text()[:1200] for path in sorted(Path(__file__).parents[2].glob("[cs]*/*.py")) if path.stat().st_size > 500]
 CONFIG = EvaluateConfig(validation_tokens=1500, gold_prompts=12, max_new_tokens=8, samples=2, baseline_order=3, baseline_tokens=2000)

@@ -27,6 +27,8 @@ from tasks.score_rules import score_rules
 from tasks.score_toxicity import score_toxicity
 from tasks.select import select
 
+pytestmark = pytest.mark.slow
+
 _spec = importlib.util.spec_from_file_location("filters_corpus", Path(__file__).parent / "corpus.py")
 assert _spec is not None and _spec.loader is not None
 corpus = importlib.util.module_from_spec(_spec)

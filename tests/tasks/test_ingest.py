@@ -109,6 +109,7 @@ def test_a_stream_that_outgrows_its_part_goes_on_in_further_files(local: Storage
     assert sorted(documents(made)["text"].to_pylist()) == [f"{i:0100d}" for i in range(100)]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_from_its_sealed_parts_to_the_same_digest(tmp_path: Path, data: Path) -> None:
     undisturbed = run(open_root(str(tmp_path / "calm")), Source(uri=str(data), domain="web"), part_bytes=5000)
     root = tmp_path / "root"

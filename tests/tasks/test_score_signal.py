@@ -115,6 +115,7 @@ def test_version_and_settings_are_in_the_fingerprint_and_a_bound_is_select_s_alo
     assert planned.reuse is None and planned.why == "settings.mark . -> !; signal_version 1 -> 2"
 
 
+@pytest.mark.slow
 def test_workers_of_ray_find_the_package_and_give_the_same_digests(package: Path, tmp_path: Path):
     one = curated(tmp_path / "one", settings())
     try:

@@ -152,6 +152,7 @@ def prepared(engine: Engine) -> dict[str, Artifact]:
     return {made.name: call(engine, made) for made in inputs()}
 
 
+@pytest.mark.slow
 def test_all_stages_train_publish_and_are_cached(local: Storage):
     one = engine(local, config())
     given = prepared(one)
@@ -183,6 +184,7 @@ def test_all_stages_train_publish_and_are_cached(local: Storage):
     assert again.journal.states == [("ppo", "cached")]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_continued_pretraining_starts_from_the_folder_and_knows_its_bytes(local: Storage, tmp_path: Path):
     one = engine(local, config(engine="plain"))
     given = prepared(one)

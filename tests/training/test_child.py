@@ -13,6 +13,8 @@ import small
 
 from tests.rounding import rounding
 
+pytestmark = pytest.mark.slow
+
 OF_A_LOSS = rounding(8 * small.SHAPE.context, 1)
 """A share of it: a sum over so many targets in float32 (test_engines.py says why a run's rounding shows there)."""
 

@@ -154,6 +154,7 @@ def test_progress_survives_its_json(tmp_path: Path):
     assert Progress(**json.loads(json.dumps(asdict(progress)))) == progress
 
 
+@pytest.mark.slow
 def test_loop_and_plain_engine_import_with_torch_and_numpy_alone():
     """So they run on a bare GPU box: with everything else that we install hidden, the imports still work."""
     import subprocess

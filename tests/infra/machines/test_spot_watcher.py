@@ -121,6 +121,7 @@ def test_a_time_that_cannot_be_read_leaves_the_two_minutes_that_aws_promises():
     assert seconds_until("soon") == seconds_until("2999-01-01T00:00:00Z") == 120
 
 
+@pytest.mark.slow
 def test_the_programs_start_as_the_units_call_them():
     """By their module, found in the code's folder (PYTHONPATH, or the unit's working directory)."""
     units = "".join(unit.read_text() for unit in (ROOT / "infra" / "machines" / "systemd").iterdir())
