@@ -146,7 +146,11 @@ def finish(processes: list[subprocess.Popen], out: Path, want: int = 0) -> dict[
     for rank, process in enumerate(processes):
         process.communicate(timeout=120)
         assert process.returncode == want, (out / f"rank-{rank}.err").read_text()[-3000:]
-    return json.loads((out / "files" / "result.json").read_text()) if want == 0 else {}
+    return result(out) if want == 0 else {}
+
+
+def result(out: Path) -> dict[str, Any]:
+    return json.loads((out / "files" / "result.json").read_text())
 
 
 def train(spec: dict[str, Any], folder: Path, ranks: int = 1) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The promise of training, held with real kills: a run that was killed and resumed is the undisturbed run, to the bit."""
 
+import functools
 import json
 import signal
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,41 +19,48 @@ pytestmark = pytest.mark.slow
 
 OF_A_LOSS = rounding(8 * small.SHAPE.context, 1)
 """A share of it: a sum over so many targets in float32 (test_engines.py says why a run's rounding shows there)."""
+Undisturbed = Callable[[str, str, int], Path]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The folder of a run that nobody disturbed, by kind, engine and ranks."""
+
+    @functools.cache
+    def run(kind: str, engine: str, ranks: int) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        small.train(small.spec(folder, kind, engine), folder, ranks)
+        return folder
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("kind", "engine", "ranks"),
     [("pretrain", "plain", 1), ("pretrain", "deepspeed", 2), ("ppo", "plain", 1)],
 )
-def test_killed_and_resumed_is_undisturbed(tmp_path: Path, kind: str, engine: str, ranks: int):
-    spec = small.spec(tmp_path, kind, engine)
-    with ThreadPoolExecutor() as pool:
-        straight = pool.submit(small.train, spec, tmp_path / "a", ranks)
-        small.signal_at(spec, tmp_path / "b", 5, signal.SIGKILL, ranks)  # past the save at 4, which waits until 2 is published
-        want = straight.result()
-    found = small.checkpoints(tmp_path / "b" / "root").latest()
+def test_killed_and_resumed_is_undisturbed(tmp_path: Path, undisturbed: Undisturbed, kind: str, engine: str, ranks: int):
+    straight, spec = undisturbed(kind, engine, ranks), small.spec(tmp_path, kind, engine)
+    small.signal_at(spec, tmp_path, 5, signal.SIGKILL, ranks)  # past the save at 4, which waits until 2 is published
+    found = small.checkpoints(tmp_path / "root").latest()
     assert found is not None, "it must be resumed from a checkpoint, not begun anew"
-    run = tmp_path / "b" / "run"
-    processes = small.start(spec, tmp_path / "b" / "root", run, ranks)
+    processes = small.start(spec, tmp_path / "root", tmp_path / "run", ranks)
     assert processes[0].stdout is not None
     first = next(done for line in processes[0].stdout if (done := json.loads(line).get("progress", [0])[0]))
     assert first == found[0] + 1
-    assert small.finish(processes, run) == want
-    assert small.model_bytes(tmp_path / "a") == small.model_bytes(tmp_path / "b")
-    assert small.losses(tmp_path / "a") == small.losses(tmp_path / "b")
+    assert small.finish(processes, tmp_path / "run") == small.result(straight / "run")
+    assert small.model_bytes(straight) == small.model_bytes(tmp_path)
+    assert small.losses(straight) == small.losses(tmp_path)
 
 
-def test_sigterm_checkpoints_ends_with_75_and_the_other_number_of_ranks_is_close(tmp_path: Path):
+def test_sigterm_checkpoints_ends_with_75_and_the_other_number_of_ranks_is_close(tmp_path: Path, undisturbed: Undisturbed):
     spec = small.spec(tmp_path, "pretrain", "plain") | {"checkpoint_every": 1000}
-    with ThreadPoolExecutor() as pool:
-        straight = pool.submit(small.train, spec, tmp_path / "a")
-        stopped = small.signal_at(spec, tmp_path / "b", 2, signal.SIGTERM, ranks=2)
-        straight.result()
+    stopped = small.signal_at(spec, tmp_path, 2, signal.SIGTERM, ranks=2)
     assert [process.returncode for process in stopped] == [75, 75]
-    run = tmp_path / "b" / "run"
-    result = small.finish(small.start(spec, tmp_path / "b" / "root", run, ranks=1), run)
+    result = small.finish(small.start(spec, tmp_path / "root", tmp_path / "run", ranks=1), tmp_path / "run")
     assert result["steps"] == 12
-    one, two = ([json.loads(line)["loss"] for line in small.losses(tmp_path / name).splitlines()] for name in "ab")
+    folders = (undisturbed("pretrain", "plain", 1), tmp_path)
+    one, two = ([json.loads(line)["loss"] for line in small.losses(folder).splitlines()] for folder in folders)
     assert one == pytest.approx(two, rel=OF_A_LOSS)
 
 
