@@ -5,8 +5,8 @@ PYTHON ?= python3.11
 IN := .venv/bin
 SERVICES := $(IN)/python -m services
 .DEFAULT_GOAL := help
-# `flows` is a folder as well
-.PHONY: help setup pretrain test rooms flows check faults faults-all test-infra deploy-workers destroy-workers up down status clean lock
+# `tests` is a folder as well
+.PHONY: help setup pretrain test lint tests check faults faults-all test-infra deploy-workers destroy-workers up down status clean lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -18,13 +18,13 @@ pretrain: setup up ## raw text to an aligned, evaluated, exported model, through
 	@$(IN)/python -m services.watch pretrain/full preset=$(PRESET)
 
 test: setup ## everything that CI runs: lint, types and all tests
-	@$(MAKE) -j 2 --no-print-directory --output-sync=target rooms flows
+	@$(MAKE) -j 2 --no-print-directory --output-sync=target lint tests
 
-rooms: ## lint, types and the quick tests; make test runs `flows` beside it
-	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy && $(IN)/python -m pytest -q -m "not e2e"
+lint: ## lint and types; make test runs `tests` beside it
+	@$(IN)/ruff check . && $(IN)/ruff format --check . && $(IN)/mypy
 
-flows: ## the tests of whole flows
-	@$(IN)/python -m pytest -q -m e2e
+tests: ## all tests, in three processes: some of them mostly wait
+	@$(IN)/python -m pytest -q -n 3 --no-loadscope-reorder
 
 check: setup ## format, lint, types, and the tests that start no process, server or whole stage
 	@$(IN)/ruff format . && $(IN)/ruff check . && $(IN)/mypy && $(IN)/python -m pytest -q -n 2 -m "not slow and not e2e"

@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything loads an OpenMP: two workers of two spinning threads each, on two cores, cost a factor of ten.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
@@ -12,6 +13,7 @@ os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
 import boto3
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from store.root import open_root
 from store.storage import Storage
@@ -30,10 +32,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not SERVERS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)  # the longest first
     if not os.environ.get("BESSEMER_FAULTS"):
         for item in items:
             if item.get_closest_marker("on_demand"):
                 item.add_marker(pytest.mark.skip(reason="on demand: make faults-all"))
+
+
+class ByRoom(LoadScopeScheduling):
+    """A file's tests in one process, for their fixtures; and in one those of the folders whose files share a server or a whole run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return next((folder for folder in ("tests/e2e/", "tests/infra/machines/") if file.startswith(folder)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByRoom:
+    return ByRoom(config, log)
 
 
 @pytest.fixture(scope="session")
