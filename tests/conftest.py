@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from services import background
 from store.root import open_root
 from store.storage import Storage
+from tests.infra.machines.worlds import Server
 
 # A loaded machine is no failure, and CI judges the code, not today's draw: new examples are for the person at the keyboard.
 settings.register_profile("bessemer", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -39,17 +42,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="on demand: make faults-all"))
 
 
-class ByRoom(LoadScopeScheduling):
-    """A file's tests in one process, for their fixtures; and in one those of the folders whose files share a server or a whole run."""
+TOGETHER = {
+    "whole run": ("tests/e2e/",),
+    "Prefect server": ("tests/services/test_automations.py", "tests/engine/test_prefect_runner.py", "tests/infra/machines/"),
+}
+"""Files that share what takes long to make."""
+
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests run in one process, for their fixtures, and so do those of files that share more."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0]
-        return next((folder for folder in ("tests/e2e/", "tests/infra/machines/") if file.startswith(folder)), file)
+        return next((shared for shared, places in TOGETHER.items() if nodeid.startswith(places)), nodeid.split("::")[0])
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByRoom:
-    return ByRoom(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +91,31 @@ def s3_server() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Prefect server that nothing in this process or its environment points at."""
+    folder = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_"))}
+    variables = kept | {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_API_URL": url,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    command = background.prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
+    process = background.start(command, folder / "server.pid", folder / "server.log", variables, folder)
+    server = Server(url, variables)
+    try:
+        assert background.wait_until(server.api.is_healthy, 120), background.last_lines(folder / "server.log")
+        yield server
+    finally:
+        background.stop(process, 15)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from contract.errors import InputError, IntegrityError, StageFailed, TransientError
 from contract.ledger import Ledger
@@ -28,6 +27,7 @@ from engine.stage import stage
 from engine.stage_lines import Note
 from store.artifact import Artifact
 from store.storage import Storage
+from tests.infra.machines.worlds import Server
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+def server(prefect_server: Server) -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: prefect_server.url}):
         yield
 
 

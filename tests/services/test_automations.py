@@ -5,29 +5,26 @@ The times are a tenth of the product's: the server judges heartbeats by its own 
 
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 
 from contract.errors import InputError
 from services import automations
 from services.background import wait_until
 from services.prefect_api import Api
+from tests.infra.machines.worlds import Server
 from tests.services.receiver import listening
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def api() -> Iterator[Api]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield Api(str(PREFECT_API_URL.value()))
+@pytest.fixture
+def api(prefect_server: Server) -> Api:
+    return prefect_server.api
 
 
 def test_every_deployment_has_the_tag_that_automations_know_our_runs_by():
@@ -107,13 +104,14 @@ def test_broken_runs_are_posted_until_it_is_off(api: Api):
         assert automations.notify(api, url), "another address replaces the first"
         assert not automations.notify(api, url)
         time.sleep(1)
-        end(api, running(api, "broken"), "FAILED", said)
+        broken, gone = running(api, "broken"), running(api, "gone")
+        end(api, broken, "FAILED", said)
         end(api, running(api, "well"), "COMPLETED", "")
         end(api, running(api, "of-others", tags=()), "FAILED", said)
-        end(api, running(api, "gone"), "CRASHED", "its process is gone")
+        end(api, gone, "CRASHED", "its process is gone")
         wait_until(lambda: len(lines) >= 2, 30)
-        # This server has no UI to name.
-        assert sorted(lines) == [f"toy (broken) Failed: {said} ", "toy (gone) Crashed: its process is gone "]
+        ui = f"{api.url.removesuffix('/api')}/runs/flow-run"
+        assert sorted(lines) == [f"toy (broken) Failed: {said} {ui}/{broken}", f"toy (gone) Crashed: its process is gone {ui}/{gone}"]
         assert automations.stop_notifying(api) and not automations.stop_notifying(api)
         time.sleep(1)
         end(api, running(api, "later"), "FAILED", said)
