@@ -68,6 +68,11 @@ ADVICE = {
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether the machine failed, its memory or a disk, and not the code or the text that met the error."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE)
+
+
 def said(error: BaseException) -> str:
     """What a person needs of an error: its sentence when it is ours or the operating system's, its kind and text when it is neither."""
     if isinstance(error, PipelineError):

@@ -1,6 +1,6 @@
-"""Loads plug-ins: a plug-in is an object of the user's own that a setting names. Only here does a name become an import.
+"""Plug-ins: an object of the user's own that a setting names. The one place where a name becomes an import.
 
-Every process that works must find its package: installed into the environment, or in a folder on PYTHONPATH.
+Its package must be there in every process that works: installed into the environment, or in a folder on PYTHONPATH.
 """
 
 import importlib
@@ -10,30 +10,36 @@ from typing import TypeVar
 from contract.errors import ConfigError, said
 
 Kind = TypeVar("Kind")
+HINT = "; install its package into this environment, or put its folder on PYTHONPATH"
 
 
 def load_plug_in(name: str, group: str, kind: type[Kind], setting: str) -> Kind:
-    """Load the object that `name` stands for: `package.module:OBJECT`, or an entry point that an installed package has in `group`.
+    """What `name` stands for: `package.module:OBJECT`, or an entry point that an installed package has in `group`.
 
     Raises ConfigError that begins with the `setting` and says what is missing.
     """
-    where = name if ":" in name else _entry_point(name, group, setting)
-    module, _, attribute = where.partition(":")
+    module, attribute = name.split(":", 1) if ":" in name else _entry_point(name, group, setting)
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # a module of the user's may raise anything while it is loaded
-        why = f"{setting}: {name} cannot be loaded ({said(error)})"
-        raise ConfigError(f"{why}; install its package into this environment, or put its folder on PYTHONPATH") from error
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything while it is loaded
+        is_absent = isinstance(error, ModuleNotFoundError) and module.split(".")[0] == error.name
+        raise ConfigError(f"{setting}: {name} cannot be loaded ({said(error)}){HINT if is_absent else ''}") from error
     if not isinstance(found, kind):
         raise ConfigError(f"{setting}: {name} is a {type(found).__name__}; a {kind.__module__}.{kind.__name__} is expected")
     return found
 
 
-def _entry_point(name: str, group: str, setting: str) -> str:
-    known = {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
-    if name not in known:
-        has = f"those in {group}: {', '.join(sorted(known))}" if known else f"no installed package has one in {group}"
-        raise ConfigError(f"{setting}: {name} is neither package.module:OBJECT nor an entry point; {has}")
-    return known[name]
+def _entry_point(name: str, group: str, setting: str) -> tuple[str, str]:
+    """Its module and attribute. Two packages may offer one name: which of them is meant, the order of the path must not decide."""
+    points = importlib.metadata.entry_points(group=group)
+    found = sorted({(point.module, point.attr) for point in points if point.name == name})
+    if len(found) > 1:
+        offers = " and ".join(":".join(each) for each in found)
+        raise ConfigError(f"{setting}: {name} is the entry point of {offers}; write package.module:OBJECT for the one that you mean")
+    if not found:
+        known = sorted({point.name for point in points})
+        has = f"those in {group}: {', '.join(known)}" if known else f"no installed package has one in {group}"
+        raise ConfigError(f"{setting}: {name!r} is neither package.module:OBJECT nor an entry point; {has}")
+    return found[0]

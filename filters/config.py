@@ -236,7 +236,7 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
 class SignalConfig(Frozen):
     """A signal of your own (filters/signals.py), and the bounds that documents must keep."""
 
-    use: str
+    use: str = Field(min_length=1)
     """`package.module:OBJECT`, or the name of an entry point in the group bessemer.signals."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """What its `measure` is given."""

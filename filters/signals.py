@@ -1,4 +1,4 @@
-"""A signal that a user writes: an object of the class Signal, in a package of theirs, that `filters.signals` names.
+"""A signal of the user's own: an object of this class in a package of theirs, named by `filters.signals` in the configuration.
 
     import pyarrow as pa
     from filters.signals import Signal
@@ -8,18 +8,20 @@
 
     EXCITEMENT = Signal("excitement", version=1, columns={"mark_fraction": pa.float32()}, measure=measure)
 
-A stage of its own, `score_excitement`, measures it part by part. `select` drops by the bounds in the setting, after its own rules; the
-reason is the signal's name.
+A stage of its own, `score_excitement`, measures it part by part. `select` drops documents by the bounds that the setting gives, after
+its own rules, and the reason is the signal's name.
 """
 
+import copy
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from contract.errors import ConfigError, StageFailed
+from contract.errors import ConfigError, StageFailed, is_of_the_machine
 from contract.plug_ins import load_plug_in
 from contract.schemas import DOMAINS
 from filters.config import Bounds, SignalConfig, nearest
@@ -28,9 +30,9 @@ from filters.decisions import PERPLEXITY, RULES
 GROUP = "bessemer.signals"
 """The group of the entry points."""
 TAKEN = {"rules", PERPLEXITY, *(rule.reason for rule in RULES)}
-"""Names that signals and reasons already have; those of deduplication end in `_duplicate`."""
+"""Signals and reasons that there are already; those of deduplication end in `_duplicate`."""
 
-Measure = Callable[[pa.ChunkedArray, Mapping[str, Any]], Mapping[str, Any]]
+Measure = Callable[[pa.ChunkedArray, dict[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,29 +42,47 @@ class Signal:
     name: str
     """Of the stage (`score_<name>`), and of the reason for a drop: lower-case letters, digits and underscores."""
     version: int
-    """Raise it when equal text and settings would give other values: the fingerprint holds the version, not the code."""
+    """From 1 up. Raise it when the same text and settings would give other values: the fingerprint has it, and not the code."""
     columns: Mapping[str, pa.DataType]
     """The measured values by name. A bound `min_<column>` or `max_<column>` needs a number."""
     measure: Measure
-    """(texts of one part, the setting's `settings`) -> the values of every column, one a text and in their order; None for no value.
+    """(texts of one part, the setting's `settings`) -> the values of every column, one a text and in their order.
 
-    It runs in worker processes, several at a time. A text may have any length. Those that deduplication dropped are left out.
+    None and NaN are no value. It runs in worker processes, several at a time. A part has one text or more, of any length; texts that
+    deduplication dropped are not among them. An error ends the run with a sentence that names the signal.
     """
 
     def __post_init__(self) -> None:
-        if not re.fullmatch("[a-z][a-z0-9_]*", self.name) or self.name in TAKEN or self.name.endswith("_duplicate"):
-            raise ConfigError(f"a signal cannot be called {self.name!r}: give it a name of its own in lower-case letters, digits and _")
-        if not self.columns or "id" in self.columns:
+        if not isinstance(self.name, str) or not re.fullmatch("[a-z][a-z0-9_]{0,39}", self.name):
+            raise ConfigError(f"a signal cannot be called {self.name!r}: write at most 40 lower-case letters, digits and underscores")
+        if self.name in TAKEN or self.name.endswith("_duplicate"):
+            raise ConfigError(f"a signal cannot be called {self.name}: a signal or a reason of ours has that name already")
+        if type(self.version) is not int or self.version < 1:
+            raise ConfigError(f"signal {self.name}: its version is {self.version!r}; give a whole number from 1 up")
+        if not isinstance(self.columns, Mapping) or not self.columns or "id" in self.columns:
             raise ConfigError(f"signal {self.name}: `columns` names what is measured, at least one value, and none of them is `id`")
+        if wrong := [name for name, kind in self.columns.items() if not isinstance(name, str) or not isinstance(kind, pa.DataType)]:
+            raise ConfigError(f"signal {self.name}: the type of column {wrong[0]!r} is no Arrow type, such as pyarrow.float32()")
+        if not callable(self.measure):
+            raise ConfigError(f"signal {self.name}: `measure` is a {type(self.measure).__name__}, which cannot be called")
 
     def table(self, texts: pa.ChunkedArray, settings: Mapping[str, Any]) -> pa.Table:
-        """One row a text. Raises StageFailed where `measure` returned something else."""
-        made = self.measure(texts, settings)
-        if set(made) != set(self.columns):
-            raise StageFailed(f"signal {self.name}: measure returned {sorted(made)}; its columns are {sorted(self.columns)}")
+        """One row a text. Raises StageFailed, in one line, for whatever `measure` does wrong."""
+        if not len(texts):
+            return pa.schema(list(self.columns.items())).empty_table()
         try:
-            table = pa.table({name: pa.array(made[name], kind) for name, kind in self.columns.items()})
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            made = dict(self.measure(texts, copy.deepcopy(dict(settings))))
+        except (Exception, SystemExit) as error:  # it is the user's code
+            if is_of_the_machine(error):
+                raise
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise StageFailed(f"signal {self.name}: measure raised {what} (line {last.lineno} of {last.filename})") from error
+        if set(made) != set(self.columns):
+            raise StageFailed(f"signal {self.name}: measure returned {sorted(map(str, made))}; its columns are {sorted(self.columns)}")
+        try:
+            table = pa.table({name: pa.array(made[name], kind, from_pandas=True) for name, kind in self.columns.items()})
+        except Exception as error:  # Arrow's and Python's own, by what the value is
             raise StageFailed(f"signal {self.name}: what measure returned is not of its columns' types ({error})") from error
         if len(table) != len(texts):
             raise StageFailed(f"signal {self.name}: measure returned {len(table):,} values for {len(texts):,} texts")
@@ -70,14 +90,17 @@ class Signal:
 
     def bounds(self, config: SignalConfig) -> dict[str, Bounds]:
         """The bounds in every domain. Raises ConfigError for one that no column has."""
+        where = f"filters.signals, {self.name}"
         numbers = [name for name, kind in self.columns.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
         known = tuple(f"{end}_{name}" for name in numbers for end in ("min", "max"))
         for domain in config.domains:
             if domain not in DOMAINS:
-                raise ConfigError(f"filters.signals, {self.name}: there is no domain {domain}; {nearest(domain, DOMAINS)}")
+                raise ConfigError(f"{where}: there is no domain {domain}; {nearest(domain, DOMAINS)}")
         for name in [*config.bounds, *(name for bounds in config.domains.values() for name in bounds)]:
+            if not known:
+                raise ConfigError(f"{where}: it can have no bound {name}, as none of its columns is a number")
             if name not in known:
-                raise ConfigError(f"filters.signals, {self.name}: there is no bound {name}; {nearest(name, known)}")
+                raise ConfigError(f"{where}: there is no bound {name}; {nearest(name, known)}")
         return {domain: {**config.bounds, **config.domains.get(domain, {})} for domain in DOMAINS}
 
 
@@ -92,6 +115,8 @@ def signals_of(configs: tuple[SignalConfig, ...]) -> dict[str, tuple[Signal, Sig
     for config in configs:
         signal = signal_of(config.use)
         if signal.name in found:
-            raise ConfigError(f"filters.signals: {found[signal.name][1].use} and {config.use} are both called {signal.name}; rename one")
+            other = found[signal.name][1].use
+            both = f"{config.use} is listed twice" if other == config.use else f"{other} and {config.use} are both called {signal.name}"
+            raise ConfigError(f"filters.signals: {both}; keep one, or rename one")
         found[signal.name] = signal, config
     return found

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import orjson
 
-from contract.errors import OF_THE_MACHINE, ConfigError
+from contract.errors import ConfigError, is_of_the_machine
 from sources.config import IngestConfig, Placed, Source
 from sources.plug_in_reader import Reader, reader_of
 from sources.records import document_of
@@ -56,7 +56,7 @@ def _planned(source: Source) -> tuple[str, Reader]:
 class _Raised:
     """What the reader raised, so that it is no value of the reader's."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
@@ -64,8 +64,8 @@ def _values(reader: Reader, file: BinaryIO, path: str) -> Iterator[object]:
     try:
         for value in reader.read(file, path):
             yield dict(value) if isinstance(value, Mapping) else value
-    except Exception as error:  # it is the user's code
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
+    except (Exception, SystemExit) as error:  # it is the user's code
+        if is_of_the_machine(error):
             raise
         yield _Raised(error)
 
@@ -90,7 +90,7 @@ def _row(value: object, path: str, at: int, source: Source, most_bytes: int) -> 
     return document_of(value, path, at, source, head)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """Its kind and text on one line, without addresses in memory: equal bytes must give an equal quarantine."""
     try:
         text = str(error)

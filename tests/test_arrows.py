@@ -3,6 +3,7 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ MAY_IMPORT = {
     "deployments": {"services", "contract"},
 }
 """What a room may import besides itself. Nobody imports `flows`, `infra` or `deployments`."""
+OUTSIDE = {"tests", "benchmarks"}
+"""Folders of code that no room imports."""
 PURE = ("dedup", "filters", "tokens", "models")
 ONLY = {
     "prefect": lambda path: path.parts[0] == "flows" or str(path) == "engine/prefect_runner.py",
@@ -73,24 +76,38 @@ def module_of(path: Path) -> str:
 NAMES = {module_of(path) for path in modules()}
 
 
+def parsed(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text())
+
+
 def imports(path: Path, at_load_only: bool = False) -> set[str]:
     """Every module that the file imports, anywhere in it, or only while it is loaded; and every module of ours that a string names."""
     found = set()
-    tree = ast.parse((ROOT / path).read_text())
-    for node in tree.body if at_load_only else ast.walk(tree):
+    for node in outside_functions(parsed(path)) if at_load_only else ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *({f"{node.module}.{alias.name}" for alias in node.names} & NAMES)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value and node.value in NAMES:
-            found.add(node.value)  # what `python -m` is given
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            found |= {node.value.partition(":")[0]} & NAMES  # what `python -m` is given, and module:OBJECT
+        elif isinstance(node, ast.List | ast.Tuple):
+            words = [each.value if isinstance(each, ast.Constant) else None for each in node.elts]
+            found |= {str(module) for flag, module in pairwise(words) if flag == "-m"} & NAMES
     return found
+
+
+def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs while a module is loaded."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from outside_functions(child)
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)
 def test_arrows_run_downwards_only(path: Path):
     room = path.parts[0]
-    ours = {name.split(".")[0] for name in imports(path)} & set(MAY_IMPORT) - {room}
+    ours = {name.split(".")[0] for name in imports(path)} & {*MAY_IMPORT, *OUTSIDE} - {room}
     assert ours <= MAY_IMPORT[room], f"{path} imports {sorted(ours - MAY_IMPORT[room])}"
 
 
@@ -104,9 +121,19 @@ def test_no_file_imports_itself_through_others():
 
 @pytest.mark.parametrize("path", [path for path in modules() if str(path) != "contract/plug_ins.py"], ids=str)
 def test_no_import_by_a_string_hides_an_arrow(path: Path):
-    """Plug-ins are the user's own, and no arrow of ours."""
-    names = {node.attr for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Attribute)}
-    assert not {"importlib", "runpy"} & imports(path) and not {"import_module", "__import__"} & names
+    """Nor a relative one. Plug-ins are the user's own, and no arrow of ours."""
+    nodes = list(ast.walk(parsed(path)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)} | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert not {"import_module", "__import__", "resolve_name"} & names
+    assert not {"exec", "eval"} & {node.id for node in nodes if isinstance(node, ast.Name)}
+    importers = [name for name in imports(path) if name.split(".")[0] in ("importlib", "pkgutil", "runpy")]
+    assert set(importers) <= {"importlib.metadata", "importlib.resources"}
+    assert not [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+
+
+def test_every_folder_of_code_is_a_room():
+    folders = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/*.py") if not path.relative_to(ROOT).parts[0].startswith(".")}
+    assert folders - {"runs", "build"} == MAY_IMPORT.keys() | OUTSIDE
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)
@@ -134,18 +161,21 @@ def test_the_training_loop_needs_torch_and_numpy_alone(name: str):
                 waiting.append(own)
 
 
-def declared(path: Path, decorator: str) -> Iterator[str]:
-    """Functions of the file under `@decorator(…)`."""
-    for node in ast.parse((ROOT / path).read_text()).body:
-        for each in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
-            called = each.func if isinstance(each, ast.Call) else each
-            if isinstance(called, ast.Name) and called.id == decorator:
-                yield node.name  # type: ignore[union-attr]
+def declared(path: Path) -> list[str]:
+    """Top-level functions of the file under `@stage(…)`, and a question mark for each call of `stage` that is elsewhere."""
+    tree = parsed(path)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and name_of(node.func) == "stage"]
+    functions = {id(each): node.name for node in tree.body if isinstance(node, ast.FunctionDef) for each in node.decorator_list}
+    return [functions.get(id(call), "?") for call in calls]
+
+
+def name_of(node: ast.AST) -> str | None:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if path.parts[0] == "tasks" and path.stem != "__init__"], ids=str)
 def test_a_file_of_tasks_declares_the_stage_of_its_name_or_is_named_here(path: Path):
-    assert list(declared(path, "stage")) == ([] if path.stem in BESIDE_STAGES else [path.stem])
+    assert declared(path) == ([] if path.stem in BESIDE_STAGES else [path.stem])
 
 
 def test_what_is_no_stage_is_in_tasks():

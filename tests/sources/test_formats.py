@@ -27,6 +27,6 @@ def test_the_form_names_every_suffix_and_so_does_the_refusal_of_others(tmp_path:
     said = Source.model_fields["format"].description or ""
     assert [form for form in FORMATS if f".{form}" not in said] == []
     (tmp_path / "a.xml").write_text("<a/>")
-    words = r"ends in \.txt, \.md, \.jsonl or \.parquet, the first three also with \.gz or \.zst; set the source's `format`$"
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=r"ends in .* also with \.gz or \.zst; set the source's `format`$") as refused:
         files_of(Source(uri=str(tmp_path), domain="web"), None)
+    assert [form for form in FORMATS if f".{form}" not in str(refused.value)] == []

@@ -130,7 +130,7 @@ def test_a_raised_version_is_why_it_runs_again(local: Storage, package: Path, ar
     [
         ("my_package.readers:NONE", "my_package.readers:NONE cannot be loaded"),
         ("my_package.readers:articles", "is a function; a sources.plug_in_reader.Reader is expected"),
-        ("paragraphs", "paragraphs is neither package.module:OBJECT nor an entry point; those in bessemer.readers: articles"),
+        ("paragraphs", "'paragraphs' is neither package.module:OBJECT nor an entry point; those in bessemer.readers: articles"),
     ],
 )
 def test_a_reader_that_cannot_be_had_is_refused_before_anything_runs(

@@ -132,6 +132,7 @@ def test_workers_of_ray_find_the_package_and_give_the_same_digests(package: Path
         ({"domains": {"webs": {}}}, "excitement: there is no domain webs; did you mean web?"),
         ({"use": "my_package.signals:measure"}, "is a function; a filters.signals.Signal is expected"),
         ({"use": "my_package.nowhere:IT"}, "cannot be loaded"),
+        ({"use": "no_package.signals:IT"}, "put its folder on PYTHONPATH"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_when_it_is_planned(package: Path, changes: dict[str, Any], sentence: str):
@@ -142,8 +143,12 @@ def test_what_cannot_be_meant_is_refused_when_it_is_planned(package: Path, chang
 
 def test_two_signals_of_one_name_are_refused(package: Path):
     config = SignalConfig(**settings()["signals"][0])
-    with pytest.raises(ConfigError, match="both called excitement"):
+    with pytest.raises(ConfigError, match="EXCITEMENT is listed twice"):
         signals_of((config, config))
+    (package / "others.py").write_text(CODE)
+    other = config.model_copy(update={"use": "my_package.others:EXCITEMENT"})
+    with pytest.raises(ConfigError, match=r"signals:EXCITEMENT and my_package\.others:EXCITEMENT are both called excitement"):
+        signals_of((config, other))
 
 
 @pytest.mark.parametrize("name", ["Excitement", "rules", "toxicity", "word_length", "exact_duplicate", "a-b", ""])
@@ -159,9 +164,56 @@ def test_a_name_that_something_else_has_is_refused(name: str):
         ({"x": [1, 2]}, "2 values for 1 texts"),
         ({"x": ["a"]}, "not of its columns' types"),
         ({"x": [2**40]}, "not of its columns' types"),
+        ({"x": 1}, "not of its columns' types"),
+        (None, "measure raised TypeError: 'NoneType' object is not iterable"),
     ],
 )
-def test_what_measure_returns_is_held_to_the_columns(made: dict[str, Any], sentence: str):
+def test_what_measure_returns_is_held_to_the_columns(made: Any, sentence: str):
     signal = Signal("length", 1, {"x": pa.int32()}, lambda texts, settings: made)
     with pytest.raises(StageFailed, match=re.escape(sentence)):
         signal.table(pa.chunked_array([["one"]]), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"version": None}, "its version is None"),
+        ({"version": True}, "its version is True"),
+        ({"version": 0}, "its version is 0"),
+        ({"columns": {"x": float}}, "the type of column 'x' is no Arrow type"),
+        ({"columns": ["x"]}, "`columns` names what is measured"),
+        ({"columns": {"id": pa.int32()}}, "none of them is `id`"),
+        ({"measure": "x"}, "`measure` is a str, which cannot be called"),
+        ({"name": "a" * 41}, "at most 40"),
+    ],
+)
+def test_what_is_no_signal_is_refused_when_it_is_made(changes: dict[str, Any], sentence: str):
+    given: dict[str, Any] = {"name": "length", "version": 1, "columns": {"x": pa.int32()}, "measure": lambda texts, settings: {"x": []}}
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        Signal(**given | changes)
+
+
+@pytest.mark.parametrize("error", [KeyError("nope"), RuntimeError("two\nlines"), SystemExit(3)])
+def test_what_measure_raises_is_one_line_with_the_signal_and_the_place(error: BaseException):
+    def measure(texts: pa.ChunkedArray, settings: dict[str, Any]) -> dict[str, Any]:
+        settings["changed"] = True
+        raise error
+
+    settings = {"mark": "!"}
+    with pytest.raises(
+        StageFailed, match=rf"^signal length: measure raised {type(error).__name__}: .* of {re.escape(__file__)}\)$"
+    ) as caught:
+        Signal("length", 1, {"x": pa.int32()}, measure).table(pa.chunked_array([["one"]]), settings)
+    assert "\n" not in str(caught.value) and settings == {"mark": "!"}, "the settings are its own copy"
+
+
+def test_no_number_is_no_value_and_no_text_asks_nobody():
+    signal = Signal("length", 1, {"x": pa.float32()}, lambda texts, settings: {"x": [float("nan"), None, 1.5]})
+    assert signal.table(pa.chunked_array([["a", "b", "c"]]), {})["x"].to_pylist() == [None, None, 1.5]
+    assert len(signal.table(pa.chunked_array([[]], pa.string()), {})) == 0
+
+
+def test_a_column_that_is_no_number_can_have_no_bound():
+    signal = Signal("kind", 1, {"x": pa.string()}, lambda texts, settings: {"x": []})
+    with pytest.raises(ConfigError, match="it can have no bound max_x, as none of its columns is a number"):
+        signal.bounds(SignalConfig(use="a:B", bounds={"max_x": 1}))
