@@ -83,6 +83,7 @@ def run(storage: Storage, source: dict[str, Any]) -> Artifact:
     return made.run(made.plan(ingest, {}))
 
 
+@pytest.mark.slow
 def test_over_rays_workers_and_in_one_process_it_gives_the_same_documents(
     tmp_path: Path, package: Path, articles: Path, monkeypatch: pytest.MonkeyPatch
 ):
