@@ -255,3 +255,7 @@ def _service(arguments: argparse.Namespace) -> int:
     from services.__main__ import main as services
 
     return services([arguments.service if arguments.service != "services" else "status"])
+
+
+if __name__ == "__main__":
+    sys.exit("bessemer: this file knows no flow; start it by `bessemer` or `python -m flows`")

@@ -80,5 +80,7 @@ def server(port: int) -> ThreadingHTTPServer:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
+        sys.exit("usage: python -m services.report_server PORT")
     with server(int(sys.argv[1])) as reports:
         reports.serve_forever()

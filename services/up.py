@@ -204,7 +204,7 @@ def deploy(clone: Clone, api: Api) -> None:
 def code_digest(home: Path) -> str:
     """The digest of what deployments are made from: prefect.yaml, presets, and the code, since any of it may hold a parameter's type."""
     digest = hashlib.sha256()
-    files = {home / "prefect.yaml", *home.glob("deployments/presets/*.yaml"), *home.glob("*/*.py")}
+    files = {home / "prefect.yaml", *home.glob("deployments/presets/*.yaml"), *home.glob("*/*.py"), *home.glob("infra/machines/*.py")}
     for path in sorted(path for path in files if path.parent.name not in ("tests", "benchmarks")):
         digest.update(f"{path.relative_to(home)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

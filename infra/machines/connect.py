@@ -27,7 +27,10 @@ HOME = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Runs a command with the Prefect server's password and certificate in its environment.")
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.machines.connect",
+        description="Runs a command with the Prefect server's password and certificate in its environment.",
+    )
     parser.add_argument("--check", action="store_true", help="refuse a server of another version")
     parser.add_argument("--folder", type=Path, default=Path("/run/bessemer"), help="where the certificate is put")
     parser.add_argument("command", nargs="+")

@@ -150,7 +150,10 @@ def apply(stack: Stack, sure: bool) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The GPU machines of one environment.")
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.machines.deploy_workers",
+        description="The GPU machines of one environment.",
+    )
     parser.add_argument("verb", choices=["apply", "destroy"])
     parser.add_argument("environment")
     parser.add_argument("--vars", type=Path, required=True, help="your tfvars, made from one of infra/terraform/examples")

@@ -279,7 +279,9 @@ class Scaler:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Sizes the GPU groups from the depth of the Prefect queues.")
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.machines.scaler", description="Sizes the GPU groups from the depth of the Prefect queues."
+    )
     parser.add_argument("--pool", default="gpu")
     parser.add_argument("--region", required=True)
     parser.add_argument("--spot", required=True, help="name of the autoscaling group of spot machines")

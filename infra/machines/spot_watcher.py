@@ -35,7 +35,9 @@ class Notice:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Lets the flow checkpoint before this machine is taken away.")
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.machines.spot_watcher", description="Lets the flow checkpoint before this machine is taken away."
+    )
     parser.add_argument("--name", required=True, help="the worker's name")
     parser.add_argument("--stop", required=True, help="command that stops the worker's unit")
     parser.add_argument("--group", help="autoscaling group, told when we are done")
