@@ -18,7 +18,7 @@ def load_plug_in(name: str, group: str, kind: type[Kind], setting: str) -> Kind:
 
     Raises ConfigError that begins with the `setting` and says what is missing.
     """
-    module, attribute = name.split(":", 1) if ":" in name else _entry_point(name, group, setting)
+    module, _, attribute = resolve_plug_in(name, group, setting).partition(":")
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):
@@ -31,12 +31,14 @@ def load_plug_in(name: str, group: str, kind: type[Kind], setting: str) -> Kind:
     return found
 
 
-def _entry_point(name: str, group: str, setting: str) -> tuple[str, str]:
-    """Its module and attribute. Two packages may offer one name: which of them is meant, the order of the path must not decide."""
+def resolve_plug_in(name: str, group: str, setting: str) -> str:
+    """`package.module:OBJECT` of a name: what a fingerprint has, as another package may offer the same entry point tomorrow."""
+    if ":" in name:
+        return name
     points = importlib.metadata.entry_points(group=group)
-    found = sorted({(point.module, point.attr) for point in points if point.name == name})
-    if len(found) > 1:
-        offers = " and ".join(":".join(each) for each in found)
+    found = sorted({f"{point.module}:{point.attr}" for point in points if point.name == name})
+    if len(found) > 1:  # the order of the path must not decide
+        offers = " and ".join(found)
         raise ConfigError(f"{setting}: {name} is the entry point of {offers}; write package.module:OBJECT for the one that you mean")
     if not found:
         known = sorted({point.name for point in points})

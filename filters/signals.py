@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from contract.errors import ConfigError, StageFailed, is_of_the_machine
-from contract.plug_ins import load_plug_in
+from contract.plug_ins import load_plug_in, resolve_plug_in
 from contract.schemas import DOMAINS
 from filters.config import Bounds, SignalConfig, nearest
 from filters.decisions import PERPLEXITY, RULES
@@ -107,6 +107,11 @@ class Signal:
 def signal_of(name: str) -> Signal:
     """The plug-in of that name. Raises ConfigError."""
     return load_plug_in(name, GROUP, Signal, "filters.signals")
+
+
+def resolved(name: str) -> str:
+    """Its package.module:OBJECT."""
+    return resolve_plug_in(name, GROUP, "filters.signals")
 
 
 def signals_of(configs: tuple[SignalConfig, ...]) -> dict[str, tuple[Signal, SignalConfig]]:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from contract.config import Frozen
 from contract.schemas import DOMAINS
-from sources.plug_in_reader import reader_of
+from sources.plug_in_reader import reader_of, resolved
 from store.config import usable_uri
 
 ENVIRONMENT = "environment:"
@@ -137,8 +137,11 @@ class Placed(Source):
     @classmethod
     def of(cls, source: Source) -> "Placed":
         """Raises ConfigError when the source's reader is not to be had."""
-        version = reader_of(source.reader, source.name).version if source.reader else None
-        return cls(**source.model_dump(), kind="environment" if source.is_environment else "files", reader_version=version)
+        given = source.model_dump() | {"kind": "environment" if source.is_environment else "files"}
+        if source.reader is not None:
+            version = reader_of(source.reader, source.name).version
+            given |= {"reader": resolved(source.reader, source.name), "reader_version": version}
+        return cls(**given)
 
 
 class IngestIdentity(Frozen):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
-from contract.plug_ins import load_plug_in
+from contract.plug_ins import load_plug_in, resolve_plug_in
 
 GROUP = "bessemer.readers"
 """The group of entry points in which a package offers its readers."""
@@ -59,3 +59,8 @@ class Reader:
 def reader_of(name: str, source: str) -> Reader:
     """The reader that a source names. Raises ConfigError that names the source."""
     return load_plug_in(name, GROUP, Reader, f"the reader of source {source}")
+
+
+def resolved(name: str, source: str) -> str:
+    """Its package.module:OBJECT."""
+    return resolve_plug_in(name, GROUP, f"the reader of source {source}")

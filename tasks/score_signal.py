@@ -10,7 +10,7 @@ from contract.ledger import Ledger
 from engine.parts import PartWriter
 from engine.stage import Output, Stage, stage
 from filters.config import FiltersConfig, SignalConfig
-from filters.signals import Signal, signal_of, signals_of
+from filters.signals import Signal, resolved, signal_of, signals_of
 from store.artifact import Artifact
 from tasks.scoring import read_alive, score_parts, summed, tagging
 
@@ -32,7 +32,7 @@ def signal_stages(filters: FiltersConfig) -> dict[str, Stage]:
 
 
 def _stage_of(signal: Signal, config: SignalConfig) -> Stage:
-    measured = Measured(signal=config.use, signal_version=signal.version, settings=config.settings)
+    measured = Measured(signal=resolved(config.use), signal_version=signal.version, settings=config.settings)
     return replace(score_signal, name=f"score_{signal.name}", config=lambda _: measured)
 
 
