@@ -84,8 +84,7 @@ class Config(Frozen):
         """Look for code of the user's own before anything runs: some of it would be missed hours into a run. Raises ConfigError."""
         for source in (*self.sources, *self.align_data.sources):
             Placed.of(source)
-        for signal, own in signals_of(self.filters.signals).values():
-            signal.bounds(own)
+        signals_of(self.filters.signals)
 
     def store(self) -> Storage:
         root = self.storage.root or os.environ.get("BESSEMER_STORAGE_ROOT") or (PROJECT / "runs").as_uri()

@@ -233,17 +233,25 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
 
 
-class SignalConfig(Frozen):
-    """A signal of your own (filters/signals.py), and the bounds that documents must keep."""
+class SignalBounds(Frozen):
+    """What documents must keep of a signal of your own."""
+
+    bounds: Bounds = Field(default_factory=dict)
+    """Such as max_mark_fraction: 0.02, by the signal's columns."""
+    domains: dict[str, Bounds] = Field(default_factory=dict)
+    """Bounds that differ in a domain; null leaves one out there."""
+
+    def by_domain(self) -> dict[str, Bounds]:
+        return {domain: {**self.bounds, **self.domains.get(domain, {})} for domain in DOMAINS}
+
+
+class SignalConfig(SignalBounds):
+    """A signal of your own (filters/signals.py)."""
 
     use: str = Field(min_length=1)
     """`package.module:OBJECT`, or the name of an entry point in the group bessemer.signals."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """What its `measure` is given."""
-    bounds: Bounds = Field(default_factory=dict)
-    """Such as max_mark_fraction: 0.02, by the signal's columns."""
-    domains: dict[str, Bounds] = Field(default_factory=dict)
-    """Bounds that differ in a domain; null leaves one out there."""
 
 
 class FiltersConfig(Frozen):

@@ -24,7 +24,7 @@ import pyarrow as pa
 from contract.errors import ConfigError, StageFailed, is_of_the_machine
 from contract.plug_ins import load_plug_in, resolve_plug_in
 from contract.schemas import DOMAINS
-from filters.config import Bounds, SignalConfig, nearest
+from filters.config import SignalBounds, SignalConfig, nearest
 from filters.decisions import PERPLEXITY, RULES
 
 GROUP = "bessemer.signals"
@@ -88,8 +88,8 @@ class Signal:
             raise StageFailed(f"signal {self.name}: measure returned {len(table):,} values for {len(texts):,} texts")
         return table
 
-    def bounds(self, config: SignalConfig) -> dict[str, Bounds]:
-        """The bounds in every domain. Raises ConfigError for one that no column has."""
+    def check(self, config: SignalBounds) -> None:
+        """Raises ConfigError for a bound that no column has, and for a domain that there is not."""
         where = f"filters.signals, {self.name}"
         numbers = [name for name, kind in self.columns.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
         known = tuple(f"{end}_{name}" for name in numbers for end in ("min", "max"))
@@ -101,7 +101,6 @@ class Signal:
                 raise ConfigError(f"{where}: it can have no bound {name}, as none of its columns is a number")
             if name not in known:
                 raise ConfigError(f"{where}: there is no bound {name}; {nearest(name, known)}")
-        return {domain: {**config.bounds, **config.domains.get(domain, {})} for domain in DOMAINS}
 
 
 def signal_of(name: str) -> Signal:
@@ -115,7 +114,7 @@ def resolved(name: str) -> str:
 
 
 def signals_of(configs: tuple[SignalConfig, ...]) -> dict[str, tuple[Signal, SignalConfig]]:
-    """The signals of a configuration by name. Raises ConfigError for two of one name."""
+    """The signals of a configuration by name. Raises ConfigError for two of one name, and for bounds that a signal cannot have."""
     found: dict[str, tuple[Signal, SignalConfig]] = {}
     for config in configs:
         signal = signal_of(config.use)
@@ -123,5 +122,6 @@ def signals_of(configs: tuple[SignalConfig, ...]) -> dict[str, tuple[Signal, Sig
             other = found[signal.name][1].use
             both = f"{config.use} is listed twice" if other == config.use else f"{other} and {config.use} are both called {signal.name}"
             raise ConfigError(f"filters.signals: {both}; keep one, or rename one")
+        signal.check(config)
         found[signal.name] = signal, config
     return found

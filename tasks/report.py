@@ -17,6 +17,7 @@ from engine.stage import Output, stage
 from evaluation.charts import POINTS
 from evaluation.claims import exported
 from evaluation.report_page import report as html
+from filters.config import SignalBounds
 from filters.decisions import PERPLEXITY, RULES, own_rules
 from store.artifact import Artifact
 from tasks.score_signal import OWN
@@ -111,7 +112,7 @@ def judged(present: dict[str, Artifact]) -> dict[tuple[str, str], dict[str, Any]
     there = present["documents"].figures.get("domains", {})
     found: dict[tuple[str, str], dict[str, Any]] = {}
     found[PERPLEXITY, PERPLEXITY] = {"reason": PERPLEXITY, "dropped": dropped.get(PERPLEXITY, 0), "bounds": []}
-    own = config.get("signals", {})
+    own = {name: SignalBounds.model_validate(bounds).by_domain() for name, bounds in config.get("signals", {}).items()}
     for rule in (*RULES, *own_rules(own)):
         by_domain = own.get(rule.family, config["rules"])
         bounds = {rules.get(rule.field) for domain, rules in by_domain.items() if domain in there} if rule.field else set()

@@ -14,7 +14,7 @@ from contract.errors import InputError
 from contract.ledger import Count, Ledger, total
 from engine.parts import PartWriter
 from engine.stage import Output, stage
-from filters.config import Bounds, FiltersConfig, RuleSet
+from filters.config import FiltersConfig, RuleSet, SignalBounds
 from filters.decisions import RULES, Ranges, Thresholds, decide, own_rules, percentile_ranges
 from filters.histograms import added, histograms
 from filters.signals import signals_of
@@ -30,8 +30,8 @@ class Selecting(Frozen):
     min_perplexity_group: int
     max_overlap_fraction: Fraction
     drop_pii: bool
-    signals: dict[str, dict[str, Bounds]] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """Bounds by domain of the user's own signals; left out where there are none, so that fingerprints stay those of before."""
+    signals: dict[str, SignalBounds] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Of the user's own signals; left out where there are none, so that fingerprints stay those of before."""
 
 
 def _slice(config: Any) -> Selecting:
@@ -41,7 +41,7 @@ def _slice(config: Any) -> Selecting:
         min_perplexity_group=filters.select.min_perplexity_group,
         max_overlap_fraction=filters.contamination.max_overlap_fraction,
         drop_pii=filters.pii.action == "drop",
-        signals={name: signal.bounds(own) for name, (signal, own) in signals_of(filters.signals).items()},
+        signals={name: SignalBounds(bounds=own.bounds, domains=own.domains) for name, (_, own) in signals_of(filters.signals).items()},
     )
 
 
@@ -73,7 +73,8 @@ def select(
     spec = {"documents": documents, "duplicates": duplicates, "splits": splits, "families": families}
     ranges = _ranges(spec, config) if perplexity is not None else {}
     max_pii = 0.0 if config.drop_pii else float("inf")
-    thresholds = Thresholds(config.rules, config.max_overlap_fraction, max_pii, ranges, config.signals)
+    by_domain = {name: own.by_domain() for name, own in config.signals.items()}
+    thresholds = Thresholds(config.rules, config.max_overlap_fraction, max_pii, ranges, by_domain)
     results = score_parts(out, _select_part, thresholds=thresholds, **spec)
     tally: Counter[tuple[str, str, str]] = Counter()
     for result in results:

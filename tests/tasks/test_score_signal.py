@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -14,14 +15,14 @@ import yaml
 from contract.config import RunOptions
 from contract.errors import ConfigError, StageFailed
 from engine.parts import stop_ray
-from filters.config import SignalConfig
+from filters.config import FiltersConfig, SignalConfig
 from filters.signals import Signal, signals_of
 from tasks.gate_select import gate_select
 from tasks.report import collect
 from tasks.score_language import score_language
 from tasks.score_pii import score_pii
 from tasks.score_rules import score_rules
-from tasks.score_signal import signal_stages
+from tasks.score_signal import OWN, signal_stages
 from tasks.score_toxicity import score_toxicity
 from tasks.select import select
 from tests.tasks import corpus
@@ -106,6 +107,10 @@ def test_version_and_settings_are_in_the_fingerprint_and_a_bound_is_select_s_alo
     assert bound.made["signal_excitement"].fingerprint == first.made["signal_excitement"].fingerprint
     assert bound.made["selection"].fingerprint != first.made["selection"].fingerprint
     assert bound.made["selection"].ledger.documents.dropped == {}
+    config = SimpleNamespace(**vars(bound.engine.config) | {"filters": FiltersConfig(**settings(bounds={"max_mark_fraction": 0.7}))})
+    inputs = {role: made for role, made in bound.made.items() if role in select.roles or role.startswith(OWN)}
+    planned = replace(bound.engine, config=config).plan(select, inputs)
+    assert planned.why == "signals.excitement.bounds.max_mark_fraction 0.5 -> 0.7"
     other = curated(tmp_path / "root", settings(settings={"mark": "."}))
     assert other.made["signal_excitement"].fingerprint != first.made["signal_excitement"].fingerprint
     (package / "signals.py").write_text(CODE.replace("version=1", "version=2"))
@@ -138,7 +143,7 @@ def test_workers_of_ray_find_the_package_and_give_the_same_digests(package: Path
 def test_what_cannot_be_meant_is_refused_when_it_is_planned(package: Path, changes: dict[str, Any], sentence: str):
     config = SignalConfig(**settings(**changes)["signals"][0])
     with pytest.raises(ConfigError, match=re.escape(sentence)):
-        signals_of((config,))["excitement"][0].bounds(config)
+        signals_of((config,))
 
 
 def test_two_signals_of_one_name_are_refused(package: Path):
@@ -216,4 +221,4 @@ def test_no_number_is_no_value_and_no_text_asks_nobody():
 def test_a_column_that_is_no_number_can_have_no_bound():
     signal = Signal("kind", 1, {"x": pa.string()}, lambda texts, settings: {"x": []})
     with pytest.raises(ConfigError, match="it can have no bound max_x, as none of its columns is a number"):
-        signal.bounds(SignalConfig(use="a:B", bounds={"max_x": 1}))
+        signal.check(SignalConfig(use="a:B", bounds={"max_x": 1}))
