@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from contract.config import Fraction, Frozen
-from contract.errors import InputError
+from contract.errors import InputError, StageFailed
 from contract.ledger import Count, Ledger, total
 from engine.parts import PartWriter
 from engine.stage import Output, stage
@@ -65,8 +65,12 @@ def select(
     `signals` are the user's own. The percentiles of perplexity are taken over all parts first, from train documents that are neither
     duplicates nor trusted (about 30 bytes each in memory). figures: kept and dropped by domain, ranges of perplexity, histograms of
     the signals.
-    Raises InputError when no train document is kept, with the commonest reason.
+    Raises InputError when no train document is kept, with the commonest reason; StageFailed for other signals than configured.
     """
+    if (given := {role.removeprefix(OWN) for role in signals}) != config.signals.keys():
+        raise StageFailed(
+            f"select is given the signals {sorted(given)}, and filters.signals has {sorted(config.signals)}; correct the flow that calls it"
+        )
     families = {"rules": rules, "language": language, "toxicity": toxicity, "pii": pii}
     families |= {name: given for name, given in (("perplexity", perplexity), ("contamination", contamination)) if given is not None}
     families |= {role.removeprefix(OWN): artifact for role, artifact in signals.items()}

@@ -101,6 +101,14 @@ def test_the_pages_signal_is_measured_and_drops_by_its_bounds(package: Path, tmp
     assert (totals["largest_reason"], totals["kept_fraction"]) == ("excitement", 0.75), "the gate knows the reason as one of select's"
 
 
+def test_select_refuses_to_run_without_a_configured_signal(package: Path, tmp_path: Path):
+    """Its bound would drop nothing, and nobody would hear of it."""
+    run = curated(tmp_path / "root", settings())
+    planned = run.engine.plan(select, {role: run.made[role] for role in select.roles if role in run.made})
+    with pytest.raises(StageFailed, match=r"given the signals \[\], and filters.signals has \['excitement'\]"):
+        run.engine.run(planned)
+
+
 def test_version_and_settings_are_in_the_fingerprint_and_a_bound_is_select_s_alone(package: Path, tmp_path: Path):
     first = curated(tmp_path / "root", settings())
     bound = curated(tmp_path / "root", settings(bounds={"max_mark_fraction": 0.5}))
