@@ -44,7 +44,7 @@ deploy-workers: setup ## GPU machines on AWS: plan shown, apply (ENV=dev VARS=my
 destroy-workers: setup ## take them down again; the data bucket is kept
 	@$(IN)/python -m infra.machines.deploy_workers destroy "$(ENV)" --vars "$(VARS)" --state-bucket "$(STATE_BUCKET)" --region "$(REGION)"
 
-up: setup ## Prefect server and worker in the background, on loopback (BESSEMER_PORT=4200)
+up: setup ## Prefect server and worker in the background, on loopback, with a password (BESSEMER_PORT=4200)
 	@$(SERVICES) up
 
 down: ## stop them, after active runs have checkpointed
@@ -53,7 +53,7 @@ down: ## stop them, after active runs have checkpointed
 status: ## what runs
 	@test -x $(IN)/python && $(SERVICES) status || echo "nothing is set up here: make setup"
 
-clean: down ## remove .venv/ and caches; what runs have made stays
+clean: down ## remove .venv/ and caches; what runs have made stays, and their history in .prefect/
 	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info && find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: setup ## resolve requirements.in into requirements.lock

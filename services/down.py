@@ -18,10 +18,10 @@ def down() -> None:
     clone = Clone.from_environment()
     with one_at_a_time(clone):
         state = clone.state()
-        api = Api(state["api_url"]) if state.get("api_url") else None
-        alone = api is not None and not state.get("external") and api.is_healthy()
+        api = clone.api(state["api_url"]) if state.get("api_url") else None
+        alone = api is not None and not state.get("external") and api.lets_us_in()
         with paused(api) if api and alone else contextlib.nullcontext():
-            stop_worker(clone, api if alone or (api and api.is_healthy()) else None, bool(alone))
+            stop_worker(clone, api if alone or (api and api.lets_us_in()) else None, bool(alone))
         if (reports := background.running(clone.reports_pid)) is not None:
             background.stop(reports, 5)
         server = background.running(clone.server_pid)

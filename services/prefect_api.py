@@ -24,8 +24,9 @@ class ServerDown(PipelineError):
 
 
 class Api:
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, password: str | None = None) -> None:
+        """password: user:password of a server of ours. Without it, what the environment says about the user's server."""
+        self.url, self._password = url.rstrip("/"), password
         local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
         handlers = [urllib.request.ProxyHandler({})] if local else []  # a proxy of the environment is not for loopback
         self._opener = urllib.request.build_opener(*handlers)
@@ -33,7 +34,7 @@ class Api:
     def call(self, method: str, path: str, body: Any = None, timeout_s: float = 10) -> Any:
         """The decoded answer, None for 404. A locked SQLite answers 503, which is tried again."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json", "User-Agent": "bessemer", **authorization()}
+        headers = {"Content-Type": "application/json", "User-Agent": "bessemer", **authorization(self._password)}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         for wait_s in (0.2, 0.5, 1.0, 2.0, None):
             try:
@@ -51,6 +52,14 @@ class Api:
                 raise ServerDown(f"no Prefect server answers at {self.url} ({error}); start one by `make up`") from error
             time.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
+
+    def lets_us_in(self) -> bool:
+        """Whether it answers and takes our password. A server answers /health to everybody."""
+        try:
+            self.pools()
+            return True
+        except PipelineError:
+            return False
 
     def is_healthy(self) -> bool:
         try:
@@ -122,9 +131,11 @@ class Api:
         return ended
 
 
-def authorization() -> dict[str, str]:
+def authorization(password: str | None = None) -> dict[str, str]:
+    if password is not None:
+        return {"Authorization": "Basic " + base64.b64encode(password.encode()).decode()}
+    if pair := os.environ.get("PREFECT_API_AUTH_STRING"):  # first, as in Prefect's own client
+        return authorization(pair)
     if key := os.environ.get("PREFECT_API_KEY"):
         return {"Authorization": f"Bearer {key}"}
-    if pair := os.environ.get("PREFECT_API_AUTH_STRING"):
-        return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
     return {}

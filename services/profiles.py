@@ -11,6 +11,7 @@ from typing import Any
 import toml
 
 from contract.errors import InputError
+from services.password import write_private
 
 NAME = "bessemer"
 
@@ -19,14 +20,17 @@ def profiles_file(prefect_home: Path) -> Path:
     return Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home / "profiles.toml")
 
 
-def selected(path: Path) -> tuple[str | None, str | None]:
-    """The active profile (None: Prefect's own default) and its server."""
+def settings_of(api_url: str, password: str) -> dict[str, str]:
+    return {"PREFECT_API_URL": api_url, "PREFECT_API_AUTH_STRING": password}
+
+
+def is_selected(path: Path, api_url: str, password: str) -> bool:
     known = load(path)
-    active = known.get("active")
-    return active, known.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    table = known.get("profiles", {}).get(NAME, {})
+    return known.get("active") == NAME and settings_of(api_url, password).items() <= table.items()
 
 
-def select(path: Path, api_url: str, former: dict[str, Any] | None) -> dict[str, Any]:
+def select(path: Path, api_url: str, password: str, former: dict[str, Any] | None) -> dict[str, Any]:
     """Make `bessemer` the active profile; returns what `restore` needs. `former` is what an earlier call returned."""
     known = load(path)
     profiles = known.setdefault("profiles", {})
@@ -34,7 +38,7 @@ def select(path: Path, api_url: str, former: dict[str, Any] | None) -> dict[str,
         former = {"active": known.get("active"), "table": profiles.get(NAME), "existed": path.exists()}
     elif known.get("active") != NAME:
         former = {**former, "active": known.get("active")}
-    profiles[NAME] = {**profiles.get(NAME, {}), "PREFECT_API_URL": api_url}
+    profiles[NAME] = {**profiles.get(NAME, {}), **settings_of(api_url, password)}
     known["active"] = NAME
     save(path, known)
     return former
@@ -71,8 +75,4 @@ def load(path: Path) -> dict[str, Any]:
 def save(path: Path, known: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = {**({"active": known["active"]} if "active" in known else {}), **{k: v for k, v in known.items() if k != "active"}}
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(toml.dumps(ordered))
-    if path.exists():
-        temporary.chmod(path.stat().st_mode & 0o777)  # a Cloud profile holds a key
-    temporary.replace(path)
+    write_private(path, toml.dumps(ordered))  # it holds the password, and other profiles may hold keys

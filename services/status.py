@@ -23,7 +23,7 @@ class Status:
 def services_status() -> Status:
     clone = Clone.from_environment()
     url = clone.external or clone.state().get("api_url")
-    if url is None or not (api := Api(url)).is_healthy():
+    if url is None or not (api := clone.api(url)).is_healthy():
         return Status(url, False, False, 0)
     return Status(url, True, worker_is_up(api_url=url), len(api.runs(LIVE)))
 
@@ -32,7 +32,7 @@ def running_api() -> Api:
     """The server of this clone, or the one that PREFECT_API_URL names; PipelineError when none answers."""
     clone = Clone.from_environment()
     url = clone.external or clone.state().get("api_url")
-    if url is None or not (api := Api(url)).is_healthy():
+    if url is None or not (api := clone.api(url)).is_healthy():
         raise PipelineError("no Prefect server of this clone runs; start it: make up")
     return api
 
@@ -44,7 +44,7 @@ def worker_is_up(pool: str = POOL, api_url: str | None = None) -> bool:
     if url is None:
         return False
     try:
-        workers = Api(url).workers(pool)
+        workers = clone.api(url).workers(pool)
     except PipelineError:
         return False
     ours = background.running(clone.worker_pid) is not None
@@ -58,5 +58,7 @@ def print_status() -> None:
         say("worker", f"up, pool {POOL}" if status.worker_is_up else f"down, so runs in pool {POOL} wait; start it: make up")
         say("runs", f"{status.active_runs} active")
     clone = Clone.from_environment()
+    if status.server_is_up and not clone.external:
+        say("login", f"the UI asks for a password: the line in {clone.password_file}")
     if background.running(clone.reports_pid) is not None:
         say("reports", f"at {clone.state()['reports_url']}")

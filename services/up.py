@@ -1,6 +1,7 @@
 """`make up`: starts server, worker and reports, selects the profile and deploys the flows. What runs already is reused."""
 
 import contextlib
+import errno
 import hashlib
 import socket
 import subprocess
@@ -12,8 +13,8 @@ import psutil
 import yaml
 
 from contract.errors import InputError, PipelineError
-from services import background, profiles
-from services.paths_and_ports import POOL, Clone, one_at_a_time, say, ui
+from services import background, password, profiles
+from services.paths_and_ports import LOOPBACK, POOL, Clone, one_at_a_time, say, ui
 from services.prefect_api import GPU_QUEUES, Api
 
 SETTLE_S = 90  # a training step and its checkpoint; later flows are killed, and resume from the checkpoint before
@@ -25,7 +26,7 @@ def up(port: int | None = None) -> str:
     clone = Clone.from_environment(port)
     with one_at_a_time(clone):
         refuse_mixture(clone)
-        api = Api(external_server(clone) if clone.external else own_server(clone))
+        api = clone.api(external_server(clone)) if clone.external else Api(own_server(clone), password.draw(clone.password_file))
         if not clone.external:
             select_profile(clone, api.url)
         start_worker(clone, api)
@@ -51,7 +52,7 @@ def refuse_mixture(clone: Clone) -> None:
     if background.running(clone.server_pid) is None and background.running(clone.worker_pid) is None:
         return
     known = state.get("api_url")
-    wanted = clone.external or (f"http://127.0.0.1:{clone.port}/api" if clone.port else known)
+    wanted = clone.external or (clone.api_url(clone.port) if clone.port else known)
     if known and wanted != known:
         raise InputError(f"the services of this clone use {known}, not {wanted}; stop them first: make down")
 
@@ -67,39 +68,50 @@ def external_server(clone: Clone) -> str:
 def own_server(clone: Clone) -> str:
     process = background.running(clone.server_pid)
     if process is not None:
-        url = clone.state().get("api_url") or f"http://127.0.0.1:{clone.port or 4200}/api"
+        url = clone.state().get("api_url") or clone.api_url(clone.port or 4200)
         wait_for_server(clone, process, Api(url))
+        refuse_another_password(clone, url)
         say("server", f"runs at {ui(url)}")
         return url
     port = clone.port or 4200
-    refuse_taken(port, "BESSEMER_PORT")
-    url = f"http://127.0.0.1:{port}/api"
+    refuse_taken(clone.host, port, "BESSEMER_PORT")
+    url = clone.api_url(port)
     start = time.monotonic()
-    command = background.prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
+    command = background.prefect("server", "start", "--host", clone.host, "--port", str(port))
     log = clone.folder / "server.log"
-    clone.folder.mkdir(parents=True, exist_ok=True)
+    password.private_folder(clone.folder)
+    password.private_folder(clone.server_home)
     log.write_bytes(b"")
-    process = background.start(command, clone.server_pid, log, clone.child_environment(url), clone.home)
+    process = background.start(command, clone.server_pid, log, clone.server_environment(url), clone.home)
     clone.remember(api_url=url, external=False, prefect_home=str(clone.prefect_home))
     wait_for_server(clone, process, Api(url))
     say("server", f"started at {ui(url)} in {time.monotonic() - start:.0f} s, log {log}")
+    say("login", f"the UI asks for a password: the line in {clone.password_file}")
     return url
 
 
-def refuse_taken(port: int, variable: str) -> None:
-    with socket.socket() as probe:
+def refuse_another_password(clone: Clone, url: str) -> None:
+    """Raise InputError if our server runs without a password, as an earlier version started it, or with another one than ours."""
+    stranger, owner = Api(url, "nobody:nothing"), Api(url, password.draw(clone.password_file))
+    if stranger.lets_us_in() or not owner.lets_us_in():
+        raise InputError(f"the server at {ui(url)} was started without the password in {clone.password_file}: make down, then make up")
+
+
+def refuse_taken(host: str, port: int, variable: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
             return
         except PermissionError:
             raise InputError(f"port {port} needs root; choose another one: {variable}=4201 make up") from None
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise InputError(f"BESSEMER_HOST is {host}, which is no address of this machine; 0.0.0.0 is all of them") from None
     url = f"http://127.0.0.1:{port}/api"
     is_server = variable == "BESSEMER_PORT" and Api(url).is_healthy()
     use = f", or use the Prefect server that answers there: PREFECT_API_URL={url} make up" if is_server else ""
-    raise InputError(f"port {port} on 127.0.0.1 is taken by {holder(port)}; choose another one: {variable}={port + 1} make up{use}")
+    raise InputError(f"port {port} on {host} is taken by {holder(port)}; choose another one: {variable}={port + 1} make up{use}")
 
 
 def holder(port: int) -> str:
@@ -122,10 +134,10 @@ def wait_for_server(clone: Clone, process: psutil.Process, api: Api) -> None:
 
 def select_profile(clone: Clone, api_url: str) -> None:
     path = profiles.profiles_file(clone.prefect_home)
-    active, server = profiles.selected(path)
-    if (active, server) == (profiles.NAME, api_url):
+    secret = password.draw(clone.password_file)
+    if profiles.is_selected(path, api_url, secret):
         return
-    former = profiles.select(path, api_url, clone.state().get("profile"))
+    former = profiles.select(path, api_url, secret, clone.state().get("profile"))
     clone.remember(profile=former, profiles_file=str(path))
     back = f"prefect profile use {former['active']}" if former["active"] else f"removing `active` from {path}"
     say("profile", f"{profiles.NAME} made and selected, so `prefect` talks to this server; back: make down, or {back}")
@@ -156,7 +168,7 @@ def start_reports(clone: Clone, api: Api) -> None:
         return
     port = clone.reports_port or (clone.port or 4200) % 65535 + 1
     try:
-        refuse_taken(port, "BESSEMER_REPORTS_PORT")
+        refuse_taken(LOOPBACK, port, "BESSEMER_REPORTS_PORT")
     except InputError:
         if clone.reports_port:
             raise

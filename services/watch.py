@@ -44,10 +44,11 @@ def main(arguments: list[str]) -> int:
 
 
 def run(deployment: str, parameters: list[str]) -> int:
-    clone, url = Clone.from_environment(), running_api().url
+    clone, api = Clone.from_environment(), running_api()
+    url = api.url
     if not worker_is_up(api_url=url):
         raise PipelineError(f"no worker takes runs from the pool {POOL} at {url}; start one: make up")
-    if Api(url).is_paused(POOL):
+    if api.is_paused(POOL):
         raise PipelineError(f"the pool {POOL} at {url} is paused, no run of it starts; resume it: prefect work-pool resume {POOL}")
     settings = [part for parameter in parameters for part in ("-p", parameter)]
     command = background.prefect("deployment", "run", deployment, *settings, "--watch")
@@ -62,7 +63,7 @@ def run(deployment: str, parameters: list[str]) -> int:
         start_new_session=True,
     )
     try:
-        code = follow(child, Follower(Api(url)), clone)
+        code = follow(child, Follower(api), clone)
     finally:
         end(child)
     print(f"UI      {ui(url)}")

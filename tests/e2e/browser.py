@@ -70,6 +70,15 @@ class Browser:
     def open(self, url: str) -> None:
         self._call("Page.navigate", url=url)
 
+    def log_in(self, url: str, password: str) -> None:
+        """As a person does, in the form that the UI shows first; the browser then remembers it for every page."""
+        self.open(url)
+        setter = "Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set"
+        typed = f"{setter}.call(b, {json.dumps(password)}), b.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        self._act("[...document.querySelectorAll('input[type=password]')]", typed, "field for the password")
+        self.click("Login")
+        self.wait_for("Dashboard")
+
     def text(self) -> str:
         return str(self.evaluate("document.body ? document.body.innerText : ''"))
 

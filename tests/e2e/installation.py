@@ -20,7 +20,7 @@ from store.storage import Storage
 from tests.services.test_services import free_port
 
 ROOT = Path(__file__).parents[2]
-LEFT_OUT = {".git", ".venv", ".cache", "runs", "build"}
+LEFT_OUT = {".git", ".venv", ".cache", ".prefect", "runs", "build"}
 on_demand = pytest.mark.on_demand
 """What would make `make test` longer than a person waits (tests/conftest.py)."""
 PLANTED = {
@@ -47,7 +47,24 @@ class Installation:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self.environment |= {"BESSEMER_HOME": str(self.home), "PREFECT_HOME": str(folder / "prefect"), "BESSEMER_PORT": str(port)}
         self.environment |= PLANTED
-        self.api = Api(f"http://127.0.0.1:{port}/api")
+        self.url = f"http://127.0.0.1:{port}/api"
+
+    @property
+    def ui(self) -> str:
+        return self.url.removesuffix("/api")
+
+    @property
+    def password(self) -> str:
+        return (self.home / ".cache" / "services" / "password").read_text().strip()
+
+    @property
+    def api(self) -> Api:
+        return Api(self.url, self.password)
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """For a worker of its own beside the installation's, as it would run on another machine."""
+        return self.environment | {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.password}
 
     def services(self, verb: str) -> None:
         subprocess.run([sys.executable, "-m", "services", verb], env=self.environment, check=True, timeout=240, capture_output=True)

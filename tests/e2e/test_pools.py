@@ -40,7 +40,7 @@ def gpu_worker(installed: Installation, tmp_path: Path) -> Iterator[str]:
     worker = installed.api.workers("gpu")  # one that only sent a heartbeat is deleted: it is nobody's
     for each in worker:
         installed.api.call("DELETE", f"/work_pools/gpu/workers/{each['name']}")
-    variables = installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    variables = installed.client_environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
     name = f"gpu-{tmp_path.name}"
     command = [sys.executable, str(ROOT / "deployments" / "worker.py"), "--pool", "gpu", "--name", name, "--queues", "spot", "--limit", "1"]
     process = background.start(command, tmp_path / "worker.pid", tmp_path / "worker.log", variables, tmp_path)
@@ -94,7 +94,7 @@ def test_a_spot_notice_moves_training_to_another_machine_with_the_same_losses(
     """Metadata service, watcher, SIGTERM, checkpoint, AwaitingRetry, a second worker: the result is the undisturbed one, to the bit."""
     (want,) = [artifact for artifact in artifacts(undisturbed) if is_the_presets(artifact)]
     storage = copied(undisturbed, open_root((tmp_path / "root").as_uri()), "pretrain")
-    server = Server(installed.api.url, installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"})
+    server = Server(installed.api.url, installed.client_environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"})
     with metadata_service() as metadata, contextlib.ExitStack() as stack:
         first = Machine(server, "gpu", f"i-{secrets.token_hex(3)}", tmp_path, metadata)
         stack.callback(first.end)
@@ -126,7 +126,7 @@ def is_the_presets(artifact: Artifact) -> bool:
 
 
 def test_a_training_run_of_two_nodes_borrows_a_machine_of_its_pool(installed: Installation, undisturbed: Storage, tmp_path: Path):
-    server = Server(installed.api.url, installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "1"})
+    server = Server(installed.api.url, installed.client_environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"})
     with contextlib.ExitStack() as stack:
         machines = [Machine(server, "gpu", f"i-{secrets.token_hex(3)}", tmp_path) for _ in range(2)]
         for machine in machines:

@@ -79,6 +79,7 @@ def retry(installed: Installation, id: str) -> None:
 def retry_in_the_ui(installed: Installation, id: str, message: str, folder: Path) -> None:
     """Read the message and press Retry, on a page as narrow as a telephone's."""
     with Browser(folder / "browser") as browser:
+        browser.log_in(installed.ui, installed.password)
         browser.resize(*WIDE)
         browser.open(page(installed, id))
         browser.wait_for("Failed")
@@ -110,6 +111,7 @@ def read_message(browser: Browser, message: str) -> None:
 def picture(installed: Installation, id: str, name: str, folder: Path) -> None:
     if PICTURES:
         with Browser(folder / name) as browser:
+            browser.log_in(installed.ui, installed.password)
             browser.resize(*WIDE)
             browser.open(page(installed, id))
             browser.wait_for(installed.run(id)["state"]["name"])

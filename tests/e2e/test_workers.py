@@ -37,7 +37,7 @@ def root(request: pytest.FixtureRequest, undisturbed: Storage) -> Storage:
 @pytest.fixture
 def second(installed: Installation, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A worker as another machine starts it."""
-    environment = installed.environment | {"PREFECT_API_URL": installed.api.url, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    environment = installed.client_environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
     command = [sys.executable, str(ROOT / "deployments" / "worker.py"), "--pool", "cpu", "--name", "second"]
     with open(tmp_path / "second.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=background.default_signals)
@@ -190,6 +190,7 @@ def cancel(installed: Installation, id: str, folder: Path) -> None:
         installed.api.call("POST", f"/flow_runs/{id}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
         return
     with Browser(folder / "browser") as browser:
+        browser.log_in(installed.ui, installed.password)
         browser.open(f"{installed.api.url.removesuffix('/api')}/runs/flow-run/{id}")
         browser.wait_for("Running")
         browser.press(".flow-run-menu button")

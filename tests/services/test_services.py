@@ -1,21 +1,31 @@
 """Server, worker and profile, started and ended for real on a free port, with a Prefect home and a project of the test's own."""
 
+import contextlib
+import json
 import logging
 import os
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
 import tomllib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
+from websockets import Subprotocol
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import connect as websocket
 
-from services import background, profiles
+from contract.errors import InputError
+from services import background, password, profiles
 from services.prefect_api import Api
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +80,8 @@ deployments:
     work_pool:
       name: cpu
 """
+FOREIGN = {"Origin": "https://example.invalid", "Content-Type": "text/plain"}
+"""What a browser sends for a page of another site, without asking the server first."""
 FORMER = """active = "mine"
 
 [profiles.mine]
@@ -91,14 +103,24 @@ class Clone:
         self.variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self.variables |= {"BESSEMER_HOME": str(self.home), "PREFECT_HOME": str(self.prefect_home), "BESSEMER_PORT": str(self.port)}
         self.variables |= {"PYTHONPATH": str(ROOT)}
-        self.api = Api(f"http://127.0.0.1:{self.port}/api")
 
     def call(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         everything = {**self.variables, **variables}
-        return subprocess.run([sys.executable, "-m", *command], env=everything, cwd="/", capture_output=True, text=True, timeout=180)
+        return subprocess.run(
+            [sys.executable, "-m", *command], env=everything, cwd="/", capture_output=True, text=True, timeout=180, umask=0
+        )
 
     def up(self, **variables: str) -> subprocess.CompletedProcess[str]:
         return self.call("services", "up", **variables)
+
+    @property
+    def password_file(self) -> Path:
+        return self.home / ".cache" / "services" / "password"
+
+    @property
+    def api(self) -> Api:
+        """With the password, once `make up` has drawn one."""
+        return Api(f"http://127.0.0.1:{self.port}/api", self.password_file.read_text().strip() if self.password_file.exists() else None)
 
     def pids(self) -> list[str]:
         return [(self.home / ".cache" / "services" / name).read_text() for name in ("server.pid", "worker.pid", "reports.pid")]
@@ -127,6 +149,38 @@ class Clone:
 
     def state(self, run: str) -> str:
         return str(self.api.call("GET", f"/flow_runs/{run}")["state"]["type"])
+
+
+def plant(client: httpx.Client, path: Path) -> int:
+    """Make a deployment with a shell command as its pull step, and a run of it; the status of the last answer."""
+
+    def post(where: str, body: dict[str, Any]) -> httpx.Response:
+        return client.post(where, content=json.dumps(body), headers={"Content-Type": "application/json"} if client.auth else {})
+
+    flow = post("/flows/", {"name": "planted"}).json().get("id", str(uuid.uuid4()))
+    step = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {path}"}}
+    planted = {"name": "planted", "flow_id": flow, "work_pool_name": "cpu", "entrypoint": "x.py:x", "pull_steps": [step]}
+    deployment = post("/deployments/", planted).json().get("id", str(uuid.uuid4()))
+    return post(f"/deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}}).status_code
+
+
+@contextlib.contextmanager
+def open_to_all_up_to(folder: Path) -> Iterator[None]:
+    """Let other users enter the folders above: pytest's own are closed, and would hide what the project's leave open."""
+    above = {each: each.stat().st_mode for each in folder.parents if each.stat().st_mode & 0o001 == 0}
+    for each in above:
+        each.chmod(0o755)
+    try:
+        yield
+    finally:
+        for each, mode in above.items():
+            each.chmod(mode)
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.cmdline()
+    return []
 
 
 def free_port() -> int:
@@ -158,6 +212,8 @@ class TestServices:
         assert known["active"] == "bessemer"
         assert known["profiles"]["mine"]["PREFECT_API_KEY"] == "k"  # type: ignore[index]
         assert known["profiles"]["bessemer"]["PREFECT_API_URL"] == clone.api.url  # type: ignore[index]
+        listed = clone.call("prefect", "deployment", "ls")
+        assert listed.returncode == 0 and "toy/full" in listed.stdout, listed.stderr
 
     def test_a_second_up_reuses_what_runs(self, clone: Clone) -> None:
         before, start = clone.pids(), time.monotonic()
@@ -172,6 +228,64 @@ class TestServices:
         server = psutil.Process(int(clone.pids()[which].split()[0]))
         listening = [each.laddr.ip for each in server.net_connections() if each.status == psutil.CONN_LISTEN]
         assert listening and set(listening) == {"127.0.0.1"}
+
+    def test_another_user_of_this_machine_reads_neither_password_nor_history(self, clone: Clone) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only root can act as another user")
+        secret = clone.password_file.read_text().strip()
+        kept = [clone.password_file, clone.prefect_home / "profiles.toml", clone.home / ".prefect" / "prefect.db"]
+        kept += [clone.home / ".cache" / "services" / name for name in ("state.json", "profiles.toml", "server.log", "worker.log")]
+        assert all(path.exists() for path in kept)
+        look = "import sys\nfor path in sys.argv[1:]: print(open(path, 'rb').read())"
+        with open_to_all_up_to(clone.home):
+            for path in [clone.home / "prefect.yaml", *kept]:
+                done = subprocess.run(["/usr/bin/python3", "-c", look, path], user=65534, group=65534, extra_groups=[], capture_output=True)
+                if path.name == "prefect.yaml":
+                    assert done.returncode == 0, "the folders above the clone hide all of it: this test shows nothing"
+                else:
+                    assert b"PermissionError" in done.stderr and not done.stdout, path
+        word = secret.partition(":")[2]
+        assert not [line for process in psutil.process_iter() for line in command_line(process) if word in line]
+        assert not [path for path in (clone.home / ".cache" / "services").glob("*.log") if word in path.read_text()]
+
+    def test_the_server_answers_nobody_without_the_password(self, clone: Clone) -> None:
+        """Every call that its own description names, as a page of another site sends it without asking first."""
+        paths = clone.api.call("GET", "/openapi.json")["paths"]
+        calls = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+        assert len(calls) > 150 and ("POST", "/deployments/") in calls
+        with httpx.Client(base_url=clone.api.url, trust_env=False, headers=FOREIGN) as client:
+            answered = [call for call in calls if client.request(*call, content=b"{}").status_code != 401]
+            assert {path for _, path in answered} <= {"/health", "/ready"}
+            for wrong in ("Basic", "Basic Ojo=", f"Bearer {clone.password_file.read_text().strip()}"):
+                assert client.post("/flows/filter", json={}, headers={"Authorization": wrong}).status_code == 401
+
+    @pytest.mark.parametrize(
+        "path", ["events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled", "work_pools/cpu/workers/connect"]
+    )
+    def test_nor_does_a_websocket(self, clone: Clone, path: str) -> None:
+        url = f"ws://127.0.0.1:{clone.port}/api/{path}"
+        with pytest.raises(WebSocketException), websocket(url, proxy=None) as plain:
+            plain.recv(timeout=10)
+        with websocket(url, subprotocols=[Subprotocol("prefect")], proxy=None) as socket:
+            socket.send('{"type": "auth", "token": "bessemer:guessed"}')
+            with pytest.raises(ConnectionClosed):
+                socket.recv(timeout=10)
+
+    def test_a_web_page_cannot_run_a_shell_and_the_owner_can(self, clone: Clone, tmp_path: Path) -> None:
+        """The same calls, by a page and by a client that has the password. The second proves that the first would have worked."""
+        page, owner = tmp_path / "page", tmp_path / "owner"
+        preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+        with httpx.Client(base_url=clone.api.url, trust_env=False, headers=FOREIGN) as client:
+            assert plant(client, page) == 401
+            asked = client.options("/deployments/", headers=preflight)
+            assert asked.status_code == 400 and "access-control-allow-origin" not in asked.headers
+        user, _, secret = clone.password_file.read_text().strip().partition(":")
+        with httpx.Client(base_url=clone.api.url, trust_env=False, auth=(user, secret)) as client:
+            assert plant(client, owner) == 201
+            ours = client.options("/deployments/", headers=preflight | {"Origin": f"http://localhost:{clone.port}"})
+            assert ours.headers["access-control-allow-origin"] == f"http://localhost:{clone.port}"
+        assert background.wait_until(owner.exists, 60)
+        assert not page.exists()
 
     def test_a_run_goes_through_the_worker_and_its_lines_are_shown(self, clone: Clone) -> None:
         run = clone.call("services.watch", "toy/full", "preset=smoke")
@@ -237,12 +351,29 @@ class TestServices:
         assert ended.returncode == 0, ended.stderr
         assert clone.processes() == []
         assert clone.profiles() == tomllib.loads(FORMER)
-        with sqlite3.connect(clone.prefect_home / "prefect.db") as database:
+        with sqlite3.connect(clone.home / ".prefect" / "prefect.db") as database:
             states = dict(database.execute("select replace(id, '-', ''), state_type from flow_run"))
             paused = database.execute("select is_paused from work_pool where name = 'cpu'").fetchone()
         assert states[run.replace("-", "")] == "CRASHED"
         assert paused == (0,), "another clone over this database would wait for ever"
         assert not (clone.home / ".cache" / "services" / "state.json").exists()
+
+
+def test_a_host_that_is_no_address_is_refused(tmp_path: Path) -> None:
+    refused = Clone(tmp_path).up(BESSEMER_HOST="here")
+    assert refused.returncode == 2 and "BESSEMER_HOST is 'here', an IP address of this machine is expected" in refused.stderr
+    (tmp_path / "second").mkdir()
+    foreign = Clone(tmp_path / "second").up(BESSEMER_HOST="192.0.2.1")
+    assert foreign.returncode == 2 and "BESSEMER_HOST is 192.0.2.1, which is no address of this machine" in foreign.stderr
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_password_that_others_may_read_or_change_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "password"
+    assert password.draw(path) == password.draw(path) == password.read(path)
+    path.chmod(mode)
+    with pytest.raises(InputError, match="others can read the server's password"):
+        password.draw(path)
 
 
 def test_a_port_that_is_no_number_is_refused(tmp_path: Path) -> None:
@@ -260,8 +391,9 @@ def test_profile_goes_back_to_what_it_was(tmp_path: Path, before: str | None) ->
     path = tmp_path / "profiles.toml"
     if before is not None:
         path.write_text(before)
-    former = profiles.select(path, "http://127.0.0.1:1/api", None)
-    assert profiles.selected(path) == ("bessemer", "http://127.0.0.1:1/api")
+    former = profiles.select(path, "http://127.0.0.1:1/api", "me:pw", None)
+    assert profiles.is_selected(path, "http://127.0.0.1:1/api", "me:pw")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     profiles.restore(path, former)
     assert path.exists() == (before is not None)
     after = profiles.load(path)
@@ -271,7 +403,7 @@ def test_profile_goes_back_to_what_it_was(tmp_path: Path, before: str | None) ->
 def test_a_profile_chosen_by_hand_since_stays(tmp_path: Path) -> None:
     path = tmp_path / "profiles.toml"
     path.write_text(FORMER)
-    former = profiles.select(path, "http://127.0.0.1:1/api", None)
+    former = profiles.select(path, "http://127.0.0.1:1/api", "me:pw", None)
     path.write_text(path.read_text().replace('active = "bessemer"', 'active = "other"'))
     assert profiles.restore(path, former) == "other"
 

@@ -27,7 +27,7 @@ class Server:
 
     @property
     def api(self) -> Api:
-        return Api(self.url)
+        return Api(self.url, self.variables.get("PREFECT_API_AUTH_STRING"))
 
     def run(self, deployment: str, **state: Any) -> str:
         """A new run of the deployment, as a person or `run_deployment` makes one."""
