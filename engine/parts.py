@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from contract.config import RunOptions
 from contract.errors import ConfigError, InputError, IntegrityError, PipelineError, StageFailed, said
+from engine.ranks import PASSWORDS, MoreMachines
 from engine.stage import Output
 from store.artifact import FileRecord
 from store.attempt import Attempt
@@ -197,8 +198,8 @@ def _sealed_part(attempt: Attempt, work: Work, part: Part) -> Sealed:
     return part.name, writer.files, result
 
 
-def start_ray(run: RunOptions) -> bool:
-    """Start Ray on this machine, or join `ray_address`; False when it runs already."""
+def start_ray(run: RunOptions, for_others: bool = False) -> bool:
+    """Start Ray on this machine, or join `ray_address`; False when it runs already. for_others: other machines will join it."""
     import ray
 
     if ray.is_initialized():
@@ -206,15 +207,18 @@ def start_ray(run: RunOptions) -> bool:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it logs a line about its token at every start
     _leave_sigterm_alone()
     own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
+    if not run.ray_address:
+        _close(MoreMachines.token if for_others else None)
     try:
-        ray.init(
-            address=run.ray_address or "local",
-            include_dashboard=None if run.ray_address else False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            log_to_driver=True,
-            **own,
-        )
+        with _passwords_withheld():
+            ray.init(
+                address=run.ray_address or "local",
+                include_dashboard=None if run.ray_address else False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                log_to_driver=True,
+                **own,
+            )
     except ConnectionError as error:
         raise InputError(
             f"no Ray cluster answers at run.ray_address {run.ray_address} ({str(error).splitlines()[0]}). Start one there by "
@@ -231,6 +235,35 @@ def start_ray(run: RunOptions) -> bool:
     for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
     return True
+
+
+def _close(token: str | None) -> None:
+    """Let the Ray that is about to start take nobody's work but ours. With a token it serves other machines, else loopback alone.
+
+    By default Ray listens on all interfaces, and whoever reaches it and has its token runs code as us. It takes 127.0.0.1 for a wish to be
+    reachable; that it keeps to loopback is a setting meant for other systems, which each of its processes reads at import (2.60).
+    """
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    ray_constants.ENABLE_RAY_CLUSTER = token is not None
+    os.environ |= {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0" if token is None else "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token or secrets.token_hex(32),
+    }
+    Config.initialize("")  # Ray is imported by now, and has read its settings
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _passwords_withheld() -> Iterator[None]:
+    """Ray's processes inherit the environment of this moment. Prefect's client has read its settings long before."""
+    withheld = {name: os.environ.pop(name) for name in PASSWORDS if name in os.environ and not name.startswith("RAY_")}
+    try:
+        yield
+    finally:
+        os.environ |= withheld
 
 
 def _leave_sigterm_alone() -> None:

@@ -23,14 +23,19 @@ from typing import IO, Any, Protocol
 Gather = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
+PASSWORDS = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_KEY", "RAY_AUTH_TOKEN")
+"""What a flow's process has in its environment, and its children have no use for."""
+
+
 class MoreMachines:
-    """How ranks get more machines. A flow run in a pool sets `gather`; anywhere else it is None.
+    """How ranks get more machines. A flow run in a pool sets both; anywhere else they are None.
 
     gather(address of Ray's head, how many) holds the machines for the length of a `with` block. It gives a call that raises if one of
-    them has ended.
+    them has ended. token: what Ray asks of a machine that joins, and what these machines can make.
     """
 
     gather: Gather | None = None
+    token: str | None = None
 
 
 class Process(Protocol):
@@ -90,7 +95,7 @@ def start_ranks(module: str, spec: dict[str, Any], folder: Path, ranks: range, v
     lines: queue.Queue[str | None] = queue.Queue()
     children = Children([], lines, [folder / f"rank-{rank}.err" for rank in ranks])
     for local, rank in enumerate(ranks):
-        environment = os.environ | {
+        environment = without_passwords() | {
             "RANK": str(rank),
             "LOCAL_RANK": str(local),
             "BESSEMER_PARENT": str(os.getpid()),
@@ -114,6 +119,10 @@ def start_ranks(module: str, spec: dict[str, Any], folder: Path, ranks: range, v
         children.readers.append(threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True))
         children.readers[-1].start()
     return children
+
+
+def without_passwords() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in PASSWORDS}
 
 
 def _pump(stream: IO[str], lines: "queue.Queue[str | None]") -> None:

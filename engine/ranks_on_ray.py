@@ -41,7 +41,7 @@ FORWARDED = ("DS_ACCELERATOR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZ
 
 def start_on_cluster(module: str, spec: dict[str, Any], folder: Path, ranks: int, threads: int, out: Output) -> Children:
     """Start the ranks, an equal share on each machine. Raises ConfigError if the cluster has too few."""
-    start_ray(out.run)
+    start_ray(out.run, for_others=True)
     borrowed = ExitStack()
     try:
         found = ray.nodes() if out.run.ray_address else borrowed.enter_context(of_the_pool(out.run, ranks // out.run.nodes))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import prefect.runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
@@ -20,7 +21,7 @@ from engine.recording_journal import RecordingJournal
 from engine.runner import Runner
 from engine.stage import Engine
 from flows.borrow_machines import BorrowedMachines
-from flows.lend_machine import share_token
+from flows.lend_machine import shared_token
 from flows.send_parts import PartSender
 from store.run_records import recorded
 
@@ -48,9 +49,9 @@ def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> No
     if flow == "pretrain":
         sender.refuse_what_is_local()
     stop_on_sigterm(on_cancel=sender.cancel)
-    if config.run.ray_address is None:
-        share_token()
     MoreMachines.gather = BorrowedMachines(sender)
+    if config.run.nodes > 1 and config.run.ray_address is None:
+        MoreMachines.token = shared_token(str(prefect.runtime.flow_run.id))
     try:
         with recorded(storage, flow, preset.value, overrides) as record:
             journal = RecordingJournal(PrefectJournal(), record)

@@ -5,6 +5,7 @@ do not start it.
 """
 
 import hashlib
+import hmac
 import logging
 import os
 import signal
@@ -20,8 +21,9 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import State
 
 from contract.environment_variables import prepare_environment
-from contract.errors import StageFailed
+from contract.errors import ConfigError, StageFailed
 from engine.prefect_runner import ending_in_a_sentence
+from engine.ranks import without_passwords
 from services.background import die_with_parent, is_alive, send
 
 log = logging.getLogger("bessemer")
@@ -42,7 +44,6 @@ def join(address: str, run: str, attempt: int) -> State | None:
         attempt: Its run count; the next attempt asks for machines of its own.
     """
     prepare_environment()
-    share_token()
     return ending_in_a_sentence(lambda: lend(address, run, attempt))
 
 
@@ -50,7 +51,8 @@ def lend(address: str, run: str, attempt: int) -> None:
     log.setLevel(logging.INFO)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", address, "--block", "--disable-usage-stats"]
     command += ["--object-store-memory", str(STORE_BYTES)]
-    node = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
+    variables = without_passwords() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": shared_token(run)}
+    node = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
     signal.signal(signal.SIGTERM, lambda *_: checkpoint(node.pid))
     log.info(f"this machine is part of the Ray cluster at {address}")
     try:
@@ -67,14 +69,16 @@ def lend(address: str, run: str, attempt: int) -> None:
     log.info("given back")
 
 
-def share_token() -> None:
-    """Make Ray's token from the Prefect server's password: machines that know the password can join, and nobody else.
-
-    By default Ray draws a token for each machine. If the server has no password, Ray is as open as the server.
-    """
-    secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_KEY") or ""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = hashlib.sha256(f"ray {secret}".encode()).hexdigest()
+def shared_token(run: str) -> str:
+    """Ray's token of one training run, from the Prefect server's password: machines that know it can join, and nobody else."""
+    secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_KEY")
+    if not secret:
+        raise ConfigError(
+            "the machines of a run with several run.nodes know each other by the Prefect server's password, and this server has none. "
+            "Start it with PREFECT_SERVER_API_AUTH_STRING=USER:PASSWORD and its workers with PREFECT_API_AUTH_STRING, "
+            "or set run.ray_address to a Ray cluster of your own."
+        )
+    return hmac.new(secret.encode(), f"ray {run}".encode(), hashlib.sha256).hexdigest()
 
 
 def checkpoint(node: int) -> None:
