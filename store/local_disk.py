@@ -5,6 +5,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,9 +50,14 @@ class LocalStorage:
 
     def put(self, path: str, local: Path) -> Entry:
         with self._whole(path) as temporary:
+            temporary.touch()  # a new file has the rights that the umask gives; safetensors and tempfile make theirs 0600
+            rights = stat.S_IMODE(temporary.stat().st_mode)
+            temporary.unlink()
             try:
                 os.link(local, temporary)
-            except OSError:  # another file system, or one without hard links
+                temporary.chmod(rights)
+            except OSError:  # another file system, one without hard links, or a file of another user
+                temporary.unlink(missing_ok=True)
                 shutil.copyfile(local, temporary)
         return Entry(path, self.local(path).stat().st_size, None)
 
@@ -152,8 +158,8 @@ class LocalStorage:
 
 def _entry(path: str, file: Path) -> Entry:
     """A hard link keeps its file's mtime; the ctime is when the link was made."""
-    stat = file.stat()
-    return Entry(path, stat.st_size, None, max(stat.st_mtime, stat.st_ctime))
+    found = file.stat()
+    return Entry(path, found.st_size, None, max(found.st_mtime, found.st_ctime))
 
 
 def _beside(final: Path) -> Path:

@@ -1,9 +1,14 @@
 import errno
+import os
+import stat
 import threading
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from contract.errors import ConfigError, InputError, StorageError
+from store.attempt import Attempt
 from store.digests import digest_of_file, read_digest
 from store.root import open_root
 from store.storage import Storage, matches
@@ -130,3 +135,23 @@ def test_a_store_that_ignores_the_condition_is_refused(s3: Storage, monkeypatch)
     with pytest.raises(InputError, match="ignores If-None-Match"):
         s3.probe()
     assert s3.list("") == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
+def test_every_file_of_an_artifact_has_the_rights_that_the_umask_gives(local: Storage, tmp_path, umask: int):
+    attempt = Attempt.new(local, "export", "f" * 64, "basis")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")  # safetensors makes it 0600
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").chmod(0o777)
+    before = os.umask(umask)
+    try:
+        for name in ("model.safetensors", "config.json"):
+            attempt.file(f"export/{name}", tmp_path / name)
+        attempt.bytes("losses.jsonl", b"")
+        attempt.seal("part-00000", [], {})
+        local.create(f"{attempt.folder}manifest", b"{}")
+    finally:
+        os.umask(before)
+    rights = {entry.path: stat.S_IMODE(local.local(entry.path).stat().st_mode) for entry in local.list("")}
+    assert len(rights) == 5
+    assert set(rights.values()) == {0o666 & ~umask}, rights
