@@ -178,6 +178,11 @@ class S3Storage:
                 except ClientError as error:
                     if _code(error) in ("412", "PreconditionFailed"):
                         return self.read(path) == data
+                    if _code(error) in ("501", "NotImplemented"):
+                        raise InputError(
+                            f"the store behind {self.uri} does not implement a write with If-None-Match ({_code(error)}), so two runs "
+                            "could publish over each other. Use a store with conditional writes."
+                        ) from error
                     if _code(error) not in ("409", "ConditionalRequestConflict"):
                         raise
             time.sleep(0.1 * 2**attempt)

@@ -10,6 +10,7 @@ import re
 import secrets
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -220,3 +221,33 @@ def test_a_planted_key_reaches_no_object_no_log_and_no_message(s3_server: str, m
     assert sorted(states) == ["completed", "failed"] and b"<AWS_SECRET_ACCESS_KEY>" in everything
     for value in PLANTED.values():
         assert value.encode() not in everything
+
+
+class _WithoutConditionalWrites(BaseHTTPRequestHandler):
+    """A store that answers `status` to If-None-Match and takes every other request."""
+
+    protocol_version, status = "HTTP/1.1", 501
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b"<Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"
+        self.send_response(self.status if self.headers["If-None-Match"] else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_DELETE(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+
+@pytest.mark.parametrize("status", [501, 400])
+def test_a_store_that_does_not_implement_conditional_writes_is_refused_before_any_work(monkeypatch, status: int):
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    handler = type("Handler", (_WithoutConditionalWrites,), {"status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        with pytest.raises(InputError, match="does not implement a write with If-None-Match"):
+            open_root("s3://bucket/root", f"http://127.0.0.1:{server.server_port}").probe()
+        server.shutdown()
