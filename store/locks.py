@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 
@@ -64,15 +65,24 @@ def _body(expires: float) -> bytes:
     return dump_checked({"owner": _owner(os.getpid()), "expires": expires, "nonce": secrets.token_hex(8)})
 
 
+def _pids() -> str:
+    """Where pids mean the same: containers may share a host name and all have a pid 1, so the boot and the pid namespace are named."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot[:13]}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:  # no Linux
+        return "this-machine"
+
+
 def _owner(pid: int) -> str:
     """A process by name: with its start, as a pid is given to others later."""
-    return f"{socket.gethostname()} pid {pid} of {psutil.Process(pid).create_time():.0f}"
+    return f"{socket.gethostname()} pid {pid} of {psutil.Process(pid).create_time():.0f} in {_pids()}"
 
 
 def _is_gone(owner: str) -> bool:
     """Whether the owner was a process of this machine that does not live any more; of other machines nothing is known."""
-    known = re.fullmatch(r"(\S+) pid (\d+) of (\d+)", owner)
-    if known is None or known[1] != socket.gethostname():
+    known = re.fullmatch(r"(\S+) pid (\d+) of (\d+) in (\S+)", owner)
+    if known is None or (known[1], known[4]) != (socket.gethostname(), _pids()):
         return False
     try:
         process = psutil.Process(int(known[2]))

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from services import background
+from store import locks
 from store.locks import hold
 from store.storage import Storage
 
@@ -126,3 +129,15 @@ def test_what_is_no_owner_is_waited_for_like_another_machines(local: Storage):
         assert len(said) == 1
         for entry in local.list("locks/toy/"):
             local.delete(entry.path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a pid namespace")
+def test_a_holder_in_another_pid_namespace_with_our_host_name_is_not_taken_for_dead():
+    here = locks._owner(os.getpid())
+    program = "import os; from store import locks; print(locks._owner(os.getpid()), locks._is_gone(os.environ['OTHER']), sep=';')"
+    command = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", sys.executable, "-c", program]
+    done = subprocess.run(command, env=os.environ | {"OTHER": here}, capture_output=True, text=True, check=True)
+    there, ours_is_gone = done.stdout.strip().split(";")
+    assert there.startswith(f"{socket.gethostname()} pid 1 of ")
+    assert ours_is_gone == "False" and not locks._is_gone(there)
