@@ -128,7 +128,8 @@ def _run(arguments: argparse.Namespace) -> int:
     overrides = dict(parse_set(text) for text in arguments.set)
     try:
         with recorded(config.store(), arguments.flow, arguments.preset, overrides) as record:
-            engine = _engine(config, arguments.preset, RecordingJournal(ConsoleJournal(), record), forced.__contains__)
+            journal = RecordingJournal(ConsoleJournal(), record)
+            engine = _engine(config, arguments.preset, journal, forced.__contains__)
             try:
                 results = arguments.body_of(arguments.flow)(PlainRunner(engine, arguments.until), config)
             except Stopped:
@@ -136,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 return 0
     finally:
         stop_ray()
-    print("\n".join(Summary(results, time.monotonic() - started).lines()))
+    print("\n".join(Summary(results, time.monotonic() - started, journal.artifacts).lines()))
     return 0
 
 

@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bessemer.checks import Check, checks
 from engine.stage_lines import duration, size
 from evaluation.charts import escape
+from evaluation.claims import claims_nothing
 from services.report_server import served
 from store.artifact import Artifact
 
@@ -18,6 +20,8 @@ SCORED = ("base", "bigram", "kenlm", "gzip")
 class Summary:
     results: Mapping[str, Artifact | None]
     seconds: float
+    used: Sequence[Artifact] = ()
+    """Every artifact that the run made or reused: the gates are not among its results."""
 
     def lines(self) -> list[str]:
         """The results, which claims hold, and where the files are."""
@@ -25,14 +29,18 @@ class Summary:
         if evaluation := self.results.get("evaluation"):
             bits = [(name, evaluation.figures.get(f"{name}_bits_per_byte")) for name in SCORED]
             lines.append("scores  bits per byte: " + ", ".join(f"{name} {value:.3f}" for name, value in bits if value is not None))
-            lines.append(f"claims  {self.held.replace('claims ', '')}")
-            lines += [f"not     {claim['claim']}: {claim['found']}" for claim in self.claims if not claim["holds"]]
+            if not self.claims_nothing:
+                lines.append(f"claims  {self.held.replace('claims ', '')}")
+                lines += [f"not     {claim['claim']}: {claim['found']}" for claim in self.claims if not claim["holds"]]
         if export := self.results.get("export"):
             lines.append(f"export  {_place(export, 'export/config.json').removesuffix('/config.json')}")
         if report := self.results.get("report"):
             lines.append(f"report  {_place(report, 'report.html')}")
         if self.link:
             lines.append(f"open    {self.link}")
+        if self.claims_nothing and self.claims:
+            lines.append(f"checks  {self._checked}: {', '.join(map(str, self._checks))}")
+            lines.append(f"claims  none: {self.claims_nothing}")
         return lines
 
     @cached_property
@@ -44,6 +52,28 @@ class Summary:
             evaluation = self.results.get("evaluation")
             claims = evaluation.json("evaluation.json").get("claims", []) if evaluation else []
         return [claim | {"claim": claim["claim"].replace("_", " ")} for claim in claims]
+
+    @cached_property
+    def claims_nothing(self) -> str | None:
+        """Why this run's model makes no claims, or None: then its claims are listed, held or not."""
+        base = self.results.get("base")
+        return claims_nothing(base.manifest["identity"]["config"]["train"], base.figures) if base else None
+
+    @cached_property
+    def _checks(self) -> list[Check]:
+        return checks(self.used or self._made)
+
+    @property
+    def _checked(self) -> str:
+        held, made = (sum(getattr(check, name) for check in self._checks) for name in ("held", "made"))
+        return f"{held:,} of the machinery hold" if held == made else f"{held:,} of {made:,} of the machinery hold"
+
+    @property
+    def title(self) -> str:
+        """The run's outcome in a few words; empty for a run without an evaluation."""
+        if not self.claims:
+            return ""
+        return f"checks {self._checked}; {self.claims_nothing}" if self.claims_nothing else self.held
 
     @property
     def held(self) -> str:
@@ -70,7 +100,13 @@ class Summary:
             parts.append(f"Export: `{_place(export, 'export/config.json').removesuffix('/config.json')}`")
         if figures := list(self._figures()):
             parts += ["## Figures", _table(("figure", "value", "from"), figures)]
-        if self.claims:
+        if self.claims and self.claims_nothing:
+            parts += [f"## Checks: {self._checked}", "\n".join(f"- {check}" for check in self._checks)]
+            parts += [
+                "## Claims: none",
+                f"{self.claims_nothing[0].upper()}{self.claims_nothing[1:]}. The report lists what a whole run is held to.",
+            ]
+        elif self.claims:
             rows = [("holds" if c["holds"] else "**does not hold**", _text(c["claim"]), _text(c["found"])) for c in self.claims]
             parts += [f"## {self.held}", _table(("", "claim", "found"), rows)]
         stages = [(a.stage, f"`{a.fingerprint[:12]}`", *_in_and_out(a), duration(a.seconds), size(a.size)) for a in self._made]

@@ -7,6 +7,8 @@ Evaluation = Mapping[str, Any]
 LEAST_GAIN_OVER_BIGRAM = 0.15
 MOST_KL_PER_TOKEN = 0.5
 LEAST_STANDARD_ERRORS = 2.0
+LEAST_TOKENS_PER_PARAMETER = 0.5
+"""With fewer, a model that starts from noise has learnt nothing to judge. `smoke` has 0.26, the presets for GPUs about 20."""
 MAX_LOGIT_DIFFERENCE = 1e-4
 """In fp32. Two correct implementations differ by the order of their sums: 1e-6 to 1e-5 at the sizes tried."""
 
@@ -14,6 +16,17 @@ MAX_LOGIT_DIFFERENCE = 1e-4
 def claims(evaluation: Evaluation) -> list[dict[str, Any]]:
     """{claim, found, holds} for each claim whose figures are there."""
     return [*_bits(evaluation), *_tasks(evaluation), *_reward_model(evaluation), *_alignment(evaluation)]
+
+
+def claims_nothing(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> str | None:
+    """Why a pretrained model makes no claims: its steps were chosen so few that it shows the machinery alone. None for any other.
+
+    `settings` are those of `train` in the model's identity, `figures` the model's own. A model that started from another may claim.
+    """
+    steps, tokens, parameters = settings["max_steps"], figures["tokens"], figures["parameters"]
+    if steps is None or settings["init_from"] is not None or tokens >= LEAST_TOKENS_PER_PARAMETER * parameters:
+        return None
+    return f"a model of {steps:,} steps claims nothing ({tokens:,} tokens seen, {parameters:,} parameters)"
 
 
 def exported(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,10 @@ Costs = Mapping[str, Mapping[str, Any]]
 
 
 def report(figures: Figures, costs: Costs) -> str:
-    """The whole page. figures["titles"] says what the trained models are called, by role and in the order of training."""
+    """The whole page. figures["titles"] says what the trained models are called, by role and in the order of training.
+
+    figures["claims_nothing"], if it is there, is why the model makes no claims (evaluation/claims.py).
+    """
     sections = [
         ("claims", "Claims", _claims(figures)),
         ("run", "The run", _run(figures, costs)),
@@ -67,7 +70,12 @@ def _claims(figures: Figures) -> str:
     held = sum(claim["holds"] for claim in claims)
     rows = [(Verdict(claim["holds"]), claim["claim"].replace("_", " "), claim["found"]) for claim in claims]
     where = source_line(source(figures, "evaluation", "export"))
-    return paragraph(f"{held} of {len(claims)} hold.") + table(["", "claim", "found"], rows, sentences=(1, 2), stacked=True) + where
+    nothing = figures.get("claims_nothing")
+    if nothing:
+        text = f"None: {nothing}. What a whole run is held to stands below, so that the page shows its form."
+    else:
+        text = f"{held} of {len(claims)} hold."
+    return paragraph(text) + table(["", "claim", "found"], rows, sentences=(1, 2), stacked=True) + where
 
 
 def _run(figures: Figures, costs: Costs) -> str:

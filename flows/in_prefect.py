@@ -60,7 +60,7 @@ def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> No
     finally:
         stop_ray()
         signal.signal(signal.SIGTERM, before)
-    summary = Summary(made, time.monotonic() - started)
+    summary = Summary(made, time.monotonic() - started, journal.artifacts)
     log.info("\n".join(summary.lines()))
-    title = f"{flow}, preset {preset.value}" + (f": {summary.held}" if summary.claims else "")
+    title = f"{flow}, preset {preset.value}" + (f": {summary.title}" if summary.title else "")
     create_markdown_artifact(summary.markdown(), key=f"{flow}-summary", description=title)

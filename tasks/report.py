@@ -15,7 +15,7 @@ from contract.config import Frozen
 from contract.ledger import Ledger
 from engine.stage import Output, stage
 from evaluation.charts import POINTS
-from evaluation.claims import exported
+from evaluation.claims import claims_nothing, exported
 from evaluation.report_page import report as html
 from filters.config import SignalBounds
 from filters.decisions import PERPLEXITY, RULES, own_rules
@@ -52,7 +52,9 @@ def report(documents: Artifact, config: Nothing, out: Output, **more: Artifact) 
     present = {role: artifact for role, artifact in given.items() if artifact is not None}
     figures = collect(present, [role for role in given if role not in present and role != "calibration"])
     out.json("figures.json", figures)
-    out.attach("report.html", html(figures | {"titles": TITLES}, costs(present)).encode())
+    base = present.get("base")
+    nothing = claims_nothing(base.manifest["identity"]["config"]["train"], base.figures) if base else None
+    out.attach("report.html", html(figures | {"titles": TITLES, "claims_nothing": nothing}, costs(present)).encode())
     out.figures |= {"stages": len(present), "missing": figures["missing"]}
     if "evaluation" in present:
         held = [claim["holds"] for claim in figures["claims"]]

@@ -24,6 +24,10 @@ class Nothing(Frozen):
     pass
 
 
+class Training(Frozen):
+    train: dict[str, Any]
+
+
 class Silent:
     def started(self, stage: str, fingerprint: str, why: str) -> None: ...
     def progress(self, stage: str, done: float, total: float, unit: str, note: str) -> None: ...
@@ -71,6 +75,44 @@ def test_the_last_lines_name_the_claims_that_do_not_hold(results: dict[str, Any]
         "not     right on <b>cut or</b> | shuffled: 0.4 [0.3, 0.5]",
     ]
     assert Path(lines[-1].removeprefix("report  ")).read_text() == "<!doctype html>"
+
+
+def with_model(results: dict[str, Any], **train: Any) -> dict[str, Any]:
+    """The same results with a model of 40 steps, 10,000 tokens and 100,000 parameters."""
+    settings = Training.model_validate({"train": {"max_steps": 40, "init_from": None} | train})
+
+    @stage(version=1, config=lambda c: settings)
+    def pretrain(documents: Artifact, config: Training, out: Output) -> Ledger:
+        out.figures |= {"steps": 40, "tokens": 10_000, "parameters": 100_000}
+        return Ledger()
+
+    engine = Engine(results["documents"].storage, object(), RunOptions(), Silent(), "test")
+    return results | {"base": engine.run(engine.plan(pretrain, {"documents": results["documents"]}))}
+
+
+def test_a_model_of_few_steps_claims_nothing_and_the_checks_are_counted(results: dict[str, Any]) -> None:
+    results = with_model(results)
+    summary = Summary(results, 75)
+    assert not [line for line in summary.lines() if line.startswith("not ")]
+    assert summary.lines()[-2:] == [
+        "checks  3 of the machinery hold: 1 balances of ledgers, 2 digests of inputs",  # ingest's; those that report and pretrain read
+        "claims  none: a model of 40 steps claims nothing (10,000 tokens seen, 100,000 parameters)",
+    ]
+    assert summary.title == "checks 3 of the machinery hold; a model of 40 steps claims nothing (10,000 tokens seen, 100,000 parameters)"
+    assert "## Claims: none" in summary.markdown() and "does not hold" not in summary.markdown()
+
+
+def test_a_check_that_fails_is_not_counted_as_held(results: dict[str, Any]) -> None:
+    """Another run rebuilt an input with other content: what was made from it was made from other bytes."""
+    results = with_model(results)
+    known = results["documents"]
+    other = Artifact(known.storage, known.manifest | {"digest": "0" * 64})
+    assert Summary({**results, "documents": other}, 1).lines()[-2].startswith("checks  2 of 3 of the machinery hold: ")
+
+
+@pytest.mark.parametrize("train", [{"max_steps": None}, {"init_from": "/models/trained"}])
+def test_steps_fitted_to_a_machine_and_a_model_that_goes_on_make_claims(results: dict[str, Any], train: dict[str, Any]) -> None:
+    assert "claims  2 of 3 hold" in Summary(with_model(results, **train), 1).lines()
 
 
 def test_without_a_report_the_evaluations_claims_are_said(results: dict[str, Any]) -> None:

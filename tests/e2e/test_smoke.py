@@ -55,11 +55,14 @@ def test_a_second_run_is_cached_throughout_and_says_where_things_are(undisturbed
     assert done.returncode == 0, done.stderr
     assert len(rows) == len(plans(undisturbed))
     assert not done.stderr.strip()
-    places = dict(line.split(maxsplit=1) for line in lines if line.startswith(("claims  ", "export  ", "report  ")))
-    held, total = map(int, re.findall(r"\d+", places["claims"]))
-    assert total >= 12 and len([line for line in lines if line.startswith("not  ")]) == total - held
+    places = dict(line.split(maxsplit=1) for line in lines if line.startswith(("checks  ", "claims  ", "export  ", "report  ")))
+    assert not [line for line in lines if line.startswith("not  ")]
+    total, *kinds = map(int, re.findall(r"(\d+) (?:of the machinery|balances|digests|bounds|answers)", lines[-2]))
+    assert lines[-2].startswith("checks  ") and total == sum(kinds) > 100 and len(kinds) == 4
+    assert lines[-1].startswith("claims  none: a model of 40 steps claims nothing")
     report = Path(places["report"])
     assert report.read_text().lstrip().lower().startswith("<!doctype html")
+    assert lines[-1].removeprefix("claims  none: ") in report.read_text()
     assert (Path(places["export"]) / "model.safetensors").exists()
 
 
