@@ -17,6 +17,7 @@ from typing import Any
 
 from bessemer.config import Config, load, parse_set
 from bessemer.console import ConsoleJournal
+from bessemer.live_figures import live_figures
 from bessemer.root_commands import add_commands
 from bessemer.summary import Summary
 from contract.environment_variables import prepare_environment
@@ -128,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
     overrides = dict(parse_set(text) for text in arguments.set)
     try:
         with recorded(config.store(), arguments.flow, arguments.preset, overrides) as record:
-            journal = RecordingJournal(ConsoleJournal(), record)
+            journal = RecordingJournal(live_figures(ConsoleJournal(), record), record)
             engine = _engine(config, arguments.preset, journal, forced.__contains__)
             try:
                 results = arguments.body_of(arguments.flow)(PlainRunner(engine, arguments.until), config)

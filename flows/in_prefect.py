@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
 from bessemer.config import Config, Preset, load
+from bessemer.live_figures import live_figures
 from bessemer.summary import Summary
 from contract.environment_variables import prepare_environment
 from engine.parts import stop_ray
@@ -54,7 +55,7 @@ def _run(flow: str, body: Body, preset: Preset, overrides: dict[str, Any]) -> No
         MoreMachines.token = shared_token(str(prefect.runtime.flow_run.id))
     try:
         with recorded(storage, flow, preset.value, overrides) as record:
-            journal = RecordingJournal(PrefectJournal(), record)
+            journal = RecordingJournal(live_figures(PrefectJournal(), record), record)
             engine = Engine(storage, config, config.run, journal, preset.value)
             made = body(PrefectRunner(engine, sender=sender.for_part), config)
     finally:

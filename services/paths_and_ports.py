@@ -100,6 +100,7 @@ class Clone:
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",  # `prefect deployment run --watch` then shows the run's lines too
             "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
+            "PREFECT_SERVER_METRICS_ENABLED": "true",  # /api/metrics; not the clients': each would open a port on all addresses
             "PYTHONUNBUFFERED": "1",
             "DO_NOT_TRACK": "1",
             **theirs,

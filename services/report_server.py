@@ -3,7 +3,8 @@
     python -m services.report_server PORT        what `make up` starts; it listens on 127.0.0.1 alone
 
 A run that ends here leaves a symbolic link .cache/services/reports/<fingerprint>.html to its report.html, wherever its store lies. The
-server answers GET /<fingerprint>.html with the file behind such a link, and nothing else: no listing, no other name, no other file.
+server answers GET /<fingerprint>.html with the file behind such a link, and GET /metrics with figures of this clone's runs
+(services/run_metrics.py), and nothing else: no listing, no other name, no other file.
 """
 
 import json
@@ -14,10 +15,11 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from services import background
+from services import background, run_metrics
 
 NAME = re.compile(r"/([0-9a-f]{12})\.html")
 FILE = "report.html"
+METRICS = "/metrics"
 
 
 def services_folder() -> Path:
@@ -44,13 +46,17 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "bessemer", ""
 
     def do_GET(self) -> None:
-        page = self._page()
-        if page is None:
+        if self.path == METRICS:
+            self._send(run_metrics.page(), run_metrics.CONTENT_TYPE)
+        elif (page := self._page()) is not None:
+            self._send(page, "text/html; charset=utf-8")
+        else:
             self.send_error(HTTPStatus.NOT_FOUND, "No such report", "It is not of this clone's runs, or no longer in the store.")
-            return
+
+    def _send(self, page: bytes, content_type: str) -> None:
         self.send_response(HTTPStatus.OK)
         for name, value in {
-            "Content-Type": "text/html; charset=utf-8",
+            "Content-Type": content_type,
             "Content-Length": str(len(page)),
             "Cache-Control": "no-cache",
             "X-Content-Type-Options": "nosniff",
@@ -62,6 +68,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(page)
 
     do_HEAD = do_GET
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Scrapes come every few seconds for months: they would fill the log."""
+        if self.path != METRICS:
+            super().log_request(code, size)
 
     def _page(self) -> bytes | None:
         asked = NAME.fullmatch(self.path)

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class RunRecord:
     path: str
     value: dict[str, Any]
     _used: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    on_end: Callable[[str], None] = lambda state: None
+    """Told the state in which the run ends, on every way out."""
 
     @classmethod
     def begin(cls, storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> "RunRecord":
@@ -48,6 +50,7 @@ class RunRecord:
         self._write()
 
     def end(self, state: str, message: str = "") -> None:
+        self.on_end(state)
         self.value |= {"state": state, "message": message, "ended": self.storage.now()}
         self._write()
 
