@@ -6,7 +6,7 @@ IN := .venv/bin
 SERVICES := $(IN)/python -m services
 .DEFAULT_GOAL := help
 # `tests` is a folder as well
-.PHONY: help setup pretrain test lint tests check faults faults-all test-infra deploy-workers destroy-workers up down status clean lock
+.PHONY: help setup pretrain test lint tests check faults faults-all test-infra deploy-workers destroy-workers up down status doctor clean lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -52,6 +52,9 @@ down: ## stop them, after active runs have checkpointed
 
 status: ## what runs
 	@test -x $(IN)/python && $(SERVICES) status || echo "nothing is set up here: make setup"
+
+doctor: ## what this machine lacks, a line a check (PRESET=laptop)
+	@test -x $(IN)/python && $(IN)/python -m flows doctor --preset $(PRESET) || exit 1
 
 clean: down ## remove .venv/ and caches; what runs have made stays, and their history in .prefect/
 	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info && find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -64,6 +64,7 @@ def _ended_by(error: OSError) -> int:
 
 def _parser(flows: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bessemer", description="From raw text to a trained language model.")
+    parser.add_argument("--version", action="store_true", help="print the versions of Bessemer, Python and torch, and the commit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -90,6 +91,7 @@ def _parser(flows: Sequence[str]) -> argparse.ArgumentParser:
     add_commands(command, configured)
     for name, text in (("up", "Start the Prefect server and a worker."), ("down", "Stop them."), ("services", "Say what runs.")):
         command(name, _service, text).set_defaults(service=name)
+    configured(command("doctor", _doctor, "Check this machine and what a configuration needs of it; a line each, with the remedy."))
     notify = command("notify", _notify, "Have the Prefect server post a line to a webhook when a run fails or crashes.")
     notify.add_argument("url", nargs="?", metavar="URL", help="Slack, Mattermost, or anything that takes a POST of JSON")
     notify.add_argument("--off", action="store_true", help="stop it")
@@ -237,6 +239,12 @@ def _show(arguments: argparse.Namespace) -> int:
     for record in artifact.files.values():
         print(f"file      {record.name}  {size(record.size)}" + (f"  {record.rows:,} rows" if record.rows is not None else ""))
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from bessemer import doctor
+
+    return doctor.report(_config(arguments))
 
 
 def _notify(arguments: argparse.Namespace) -> int:
