@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bessemer.config import Config, load, parse_set
+from bessemer.config import Asked, Config, ask, parse_set
 from bessemer.console import ConsoleJournal
 from bessemer.live_figures import live_figures
 from bessemer.root_commands import add_commands
@@ -73,7 +73,8 @@ def _parser(flows: Sequence[str]) -> argparse.ArgumentParser:
         return sub
 
     def configured(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--preset", default="laptop", help="a file of deployments/presets (default: laptop)")
+        sub.add_argument("--preset", help="a file of deployments/presets (default: laptop)")
+        sub.add_argument("--config", metavar="FILE", help="your own file: `base: PRESET` and what differs; a path or s3://BUCKET/my.yaml")
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, dotted; the value is YAML")
         return sub
 
@@ -98,19 +99,26 @@ def _parser(flows: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _config(arguments: argparse.Namespace) -> Config:
-    return load(arguments.preset, dict(parse_set(text) for text in arguments.set))
+def _asked(arguments: argparse.Namespace) -> Asked:
+    return ask(arguments.preset, arguments.config, dict(parse_set(text) for text in arguments.set))
 
 
-def _engine(config: Config, scope: str, journal: Any, force: Callable[[str], bool] = lambda stage: False) -> Engine:
+def _noted(asked: Asked) -> Asked:
+    for note in asked.notes():
+        print(f"bessemer: {note}", file=sys.stderr)
+    return asked
+
+
+def _engine(asked: Asked, journal: Any, force: Callable[[str], bool] = lambda stage: False) -> Engine:
+    config = asked.config
     config.refuse_missing_plug_ins()
-    return Engine(config.store(), config, config.run, journal, scope, force)
+    return Engine(config.store(), config, config.run, journal, asked.scope, force)
 
 
 def _plans(arguments: argparse.Namespace, flow: str = "pretrain") -> list[Planned]:
     from engine.runner import plan
 
-    return plan(_engine(_config(arguments), arguments.preset, ConsoleJournal()), arguments.body_of(flow))
+    return plan(_engine(_asked(arguments), ConsoleJournal()), arguments.body_of(flow))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -119,7 +127,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from engine.runner import PlainRunner, Stopped
     from store.run_records import recorded
 
-    config, started = _config(arguments), time.monotonic()
+    asked, started = _noted(_asked(arguments)), time.monotonic()
+    config = asked.config
     _stop_once_on_sigterm()
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # under nohup it is ignored
         signal.signal(signal.SIGHUP, signal.default_int_handler)  # a terminal that closes acts like Ctrl-C
@@ -128,11 +137,9 @@ def _run(arguments: argparse.Namespace) -> int:
     config.store().probe()
     names = _stage_names(arguments, [arguments.until, arguments.start, *arguments.force])
     forced = {*arguments.force, *(names[names.index(arguments.start) :] if arguments.start else [])}
-    overrides = dict(parse_set(text) for text in arguments.set)
     try:
-        with recorded(config.store(), arguments.flow, arguments.preset, overrides) as record:
-            journal = RecordingJournal(live_figures(ConsoleJournal(), record), record)
-            engine = _engine(config, arguments.preset, journal, forced.__contains__)
+        with recorded(config.store(), arguments.flow, asked.preset, asked.overrides, asked.to_record()) as record:
+            engine = _engine(asked, RecordingJournal(live_figures(ConsoleJournal(), record), record), forced.__contains__)
             try:
                 results = arguments.body_of(arguments.flow)(PlainRunner(engine, arguments.until), config)
             except Stopped:
@@ -179,14 +186,15 @@ def _stage_names(arguments: argparse.Namespace, asked: list[str | None]) -> list
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    config = _config(arguments)
+    asked = _noted(_asked(arguments))
+    config = asked.config
     runs, need = 0, 0
     for planned in _plans(arguments, arguments.flow):
         if planned.reuse is not None:
             print(f"{planned.stage.name:<19} cached  {planned.fingerprint[:12]}  {size(planned.reuse.size)}")
             continue
         runs += 1
-        before = _last_artifact(config, arguments.preset, planned)
+        before = _last_artifact(asked, planned)
         need += before.size if before else 0
         guess = f"  about {duration(before.seconds)}, {size(before.size)} as last time" if before else ""
         print(f"{planned.stage.name:<19} run     {planned.fingerprint[:12]}  {planned.why}{guess}")
@@ -197,11 +205,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _last_artifact(config: Config, preset: str, planned: Planned) -> Any:
-    """The artifact that this preset used last for the stage, as a guess at time and size."""
+def _last_artifact(asked: Asked, planned: Planned) -> Any:
+    """The artifact that this preset or file used last for the stage, as a guess at time and size."""
     from engine.stage import last_artifact
 
-    return last_artifact(_engine(config, preset, ConsoleJournal()), planned.stage.name)
+    return last_artifact(_engine(asked, ConsoleJournal()), planned.stage.name)
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -1,14 +1,19 @@
-"""The whole configuration: the settings of all rooms, presets, and overrides. A wrong key is refused with the nearest right one."""
+"""The whole configuration: the settings of all rooms, from a preset, a file of the user's and overrides.
+
+A wrong key is refused with the nearest right one. How layers merge is in `bessemer/layers.py`.
+"""
 
 import difflib
 import os
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from bessemer.config_file import ConfigFile, read_config_file
+from bessemer.layers import Layers, inner_group, read_yaml
 from contract.config import Frozen, RunOn, RunOptions
 from contract.errors import ConfigError
 from dedup.config import DeduplicateConfig
@@ -37,6 +42,9 @@ class Preset(StrEnum):
     gpu_124m = "124m"
     gpu_350m = "350m"
     gpu_1b = "1b"
+
+
+DEFAULT_PRESET = Preset.laptop.value
 
 
 class EvaluateModels(EvaluateConfig):
@@ -87,25 +95,109 @@ class Config(Frozen):
         signals_of(self.filters.signals)
 
     def store(self) -> Storage:
-        root = self.storage.root or os.environ.get("BESSEMER_STORAGE_ROOT") or (PROJECT / "runs").as_uri()
-        return open_root(root, self.storage.endpoint_url)
+        return open_root(self.root()[0], self.storage.endpoint_url)
+
+    def root(self) -> tuple[str, str]:
+        """The address of the root, and what says so where storage.root is unset."""
+        if self.storage.root:
+            return self.storage.root, ""
+        if there := os.environ.get("BESSEMER_STORAGE_ROOT"):
+            return there, "environment BESSEMER_STORAGE_ROOT"
+        if (PROJECT / "prefect.yaml").exists():
+            return (PROJECT / "runs").as_uri(), "default: the clone's runs/"
+        return (Path.cwd() / "runs").as_uri(), "default: runs/ here, as there is no clone"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for, and the whole configuration that follows from it."""
+
+    preset: str | None
+    """What the rest stands on; None: the built-in defaults."""
+    file: ConfigFile | None
+    overrides: dict[str, Any]
+    config: Config
+    layers: Layers
+
+    @property
+    def scope(self) -> str:
+        """What the root's `last/` calls these runs: the file's name, else the preset's."""
+        return self.file.scope if self.file else str(self.preset)
+
+    @property
+    def title(self) -> str:
+        return f"config {self.file.name}" if self.file else f"preset {self.preset}"
+
+    def notes(self) -> list[str]:
+        """What a mapping that was given whole leaves out of the one it took the place of."""
+        found = []
+        for key, before in self.layers.replaced.items():
+            lost = sorted(before - set(value_at(self.config, key)))
+            if lost and not str(self.layers.origin(key)).startswith("preset "):
+                one = f"{key}.{next(iter(value_at(self.config, key)), 'KEY')}"
+                found.append(f"{key} is replaced as a whole, without {', '.join(lost)}; a key such as {one} changes one entry alone")
+        return found
+
+    def to_record(self) -> dict[str, Any] | None:
+        """For the run's record: the file, and the whole configuration as it was then."""
+        if self.file is None:
+            return None
+        return {"file": self.file.where, "sha256": self.file.digest, "base": self.preset, "settings": self.config.model_dump(mode="json")}
+
+    def kept(self, storage: Storage) -> dict[str, Any]:
+        """Parameters that give a flow this very configuration elsewhere and later: of the file, they name a copy in the root."""
+        overrides = dict(self.overrides)
+        if self.file is None:
+            return {"preset": self.preset, "overrides": overrides}
+        overrides |= {"storage.root": storage.uri}
+        if self.config.storage.endpoint_url:
+            overrides |= {"storage.endpoint_url": self.config.storage.endpoint_url}
+        return {"preset": self.preset or DEFAULT_PRESET, "config": self.file.keep(storage), "overrides": overrides}
+
+
+def ask(preset: str | None, config: str | None = None, overrides: dict[str, Any] | None = None) -> Asked:
+    """The configuration of a preset or of a file that stands on one, with dotted overrides such as {"train.max_steps": 50}.
+
+    The file alone says what it stands on: a preset beside it must be its base. Raises ConfigError that names the key, where it was
+    written, and the nearest right one.
+    """
+    overrides = overrides or {}
+    endpoint = overrides.get("storage.endpoint_url")
+    file = read_config_file(config, endpoint if isinstance(endpoint, str) else None) if config else None
+    base = file.base if file else preset or DEFAULT_PRESET
+    if file and preset not in (None, base):
+        stands = f"base: {base}" if base else "no base, so it stands on the built-in defaults"
+        raise ConfigError(
+            f"config {file.where} has {stands}, and the preset beside it is {preset}; leave the preset out, or write it there"
+        )
+    layers = Layers(Config)
+    if base is not None:
+        layers.put_all(*_preset(base, f"{file.at('base')}: " if file else ""))
+    if file:
+        layers.put_all(file.settings, file.name, file.lines)
+    for key, value in overrides.items():
+        layers.put(key, value, "override")
+    try:
+        return Asked(base, file, overrides, Config.model_validate(layers.values), layers)
+    except ValidationError as error:
+        raise ConfigError(_sentences(error, layers, file)) from error
 
 
 def load(preset: str, overrides: dict[str, Any] | None = None) -> Config:
-    """A preset with dotted overrides such as {"train.max_steps": 50}. Raises ConfigError that names the key and the nearest one."""
+    """The configuration of a preset with overrides."""
+    return ask(preset, None, overrides).config
+
+
+def _preset(name: str, where: str = "") -> tuple[dict[str, Any], str, dict[tuple[str | int, ...], int]]:
+    """Its settings, what to call it, and no lines: its file is ours to correct."""
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if preset not in known:
-        raise ConfigError(f"there is no preset {preset}{_nearest(preset, known)}; presets: {', '.join(known)}")
-    file = PRESETS / f"{preset}.yaml"
-    values = _read_yaml(file.read_bytes(), f"preset {file}") or {}
+    if name not in known:
+        raise ConfigError(f"{where}there is no preset {name}{_nearest(name, known)}; presets: {', '.join(known)}")
+    file = PRESETS / f"{name}.yaml"
+    values = read_yaml(file.read_bytes(), f"preset {file}") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"preset {file} holds no settings; write one key: value a line, as in sources: […]")
-    for key, value in (overrides or {}).items():
-        _put(values, key, value)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_sentences(error)) from error
+    return values, f"preset {name}", {}
 
 
 def parse_set(text: str) -> tuple[str, Any]:
@@ -113,34 +205,14 @@ def parse_set(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {text}: write key=value, as in --set train.max_steps=50")
-    return key.strip(), _read_yaml(value, f"--set {key}: {value[:200]!r}")
+    return key.strip(), read_yaml(value, f"--set {key}: {value[:200]!r}")
 
 
-class _WithoutAliases(yaml.SafeLoader):
-    """A loader that refuses aliases: nine lists of nine aliases each are a billion values when they are printed or checked."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not taken: write the value out")
-        return super().compose_node(parent, index)
-
-
-def _read_yaml(text: str | bytes, what: str) -> Any:
-    try:
-        return yaml.load(text, _WithoutAliases)  # a SafeLoader
-    except Exception as error:  # besides YAMLError, Python's own for 2001-99-99, !!int "", !!bool x or a thousand brackets
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{what} cannot be read as YAML ({cause}); correct it") from error
-
-
-def _put(values: dict[str, Any], key: str, value: object) -> None:
-    *path, last = key.split(".")
-    inner: Any = values
-    for name in path:
-        inner = inner.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{key}: {name} is not a group of settings")
-    inner[last] = value
+def value_at(config: Frozen, key: str) -> Any:
+    """A setting by its dotted key."""
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
 
 
 def known_keys(model: type[Frozen] = Config, prefix: str = "") -> list[str]:
@@ -148,8 +220,7 @@ def known_keys(model: type[Frozen] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Frozen):
+        if inner := inner_group(field):
             keys += known_keys(inner, f"{prefix}{name}.")
     return keys
 
@@ -161,13 +232,16 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"; the nearest is {found[0]}" if found else ""
 
 
-def _sentences(error: ValidationError) -> str:
+def _sentences(error: ValidationError, layers: Layers, file: ConfigFile | None) -> str:
+    """A line for each fault; with the file's name and line where it stands in the file."""
     lines = []
     for fault in error.errors():
         place = ".".join(str(part) for part in fault["loc"])
+        origin = layers.origin(place)
+        where = f"{file.at(*fault['loc'])}: " if file and origin and origin.layer == file.name else ""
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{place} is no setting{_nearest(place, known_keys())}")
+            lines.append(f"{where}{place} is no setting{_nearest(place, known_keys())}")
         else:
             given = "" if fault["type"] in ("missing", "value_error") else f" (given: {str(fault['input'])[:60]})"
-            lines.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}{given}".removeprefix(": "))
+            lines.append(where + f"{place}: {fault['msg'].removeprefix('Value error, ')}{given}".removeprefix(": "))
     return "\n".join(lines)

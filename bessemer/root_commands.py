@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from bessemer.config import Config, load, parse_set
+from bessemer.config import Asked, Config, ask, parse_set
 from bessemer.console import ConsoleJournal
 from contract.errors import ConfigError, InputError
 from engine.stage import Engine, Planned
@@ -20,8 +20,7 @@ Configured = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
 
 def add_commands(command: Command, configured: Configured) -> None:
-    whole = configured(command("verify", _verify, "Read every byte of every artifact, or of a preset's; name what is missing or changed."))
-    whole.set_defaults(preset=None)
+    configured(command("verify", _verify, "Read every byte of every artifact, or of a preset's; name what is missing or changed."))
     clean = configured(command("gc", _gc, "Say which artifacts nobody needs any more, with their sizes; --delete deletes them."))
     clean.add_argument("--delete", action="store_true", help="act; without it nothing is touched")
     clean.add_argument("--days", type=float, default=30.0, metavar="D", help="keep what runs of the last D days used (default: 30)")
@@ -39,14 +38,19 @@ def add_commands(command: Command, configured: Configured) -> None:
     gone.add_argument("--yes", action="store_true", help="record it without asking")
 
 
+def _asked(arguments: argparse.Namespace) -> Asked:
+    return ask(arguments.preset, arguments.config, dict(parse_set(text) for text in arguments.set))
+
+
 def _config(arguments: argparse.Namespace) -> Config:
-    return load(arguments.preset or "laptop", dict(parse_set(text) for text in arguments.set))
+    return _asked(arguments).config
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    config = _config(arguments)
-    storage, journal = config.store(), ConsoleJournal()
-    only = {(planned.stage.name, planned.fingerprint) for planned in _plans(arguments, config)} if arguments.preset else None
+    asked = _asked(arguments)
+    storage, journal = asked.config.store(), ConsoleJournal()
+    named = arguments.preset or arguments.config
+    only = {(planned.stage.name, planned.fingerprint) for planned in _plans(arguments, asked)} if named else None
     journal.started("verify", "", "")
 
     def progress(done: int, total: int, note: str) -> None:
@@ -63,11 +67,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if verdict.faults else 0
 
 
-def _plans(arguments: argparse.Namespace, config: Config) -> list[Planned]:
-    """Every stage of the preset's whole flow, looked up."""
+def _plans(arguments: argparse.Namespace, asked: Asked) -> list[Planned]:
+    """Every stage of the whole flow, looked up."""
     from engine.runner import plan
 
-    engine = Engine(config.store(), config, config.run, ConsoleJournal(), arguments.preset)
+    engine = Engine(asked.config.store(), asked.config, asked.config.run, ConsoleJournal(), asked.scope)
     return plan(engine, arguments.body_of("pretrain"))
 
 
@@ -88,9 +92,9 @@ def _gc(arguments: argparse.Namespace) -> int:
 
 
 def _pin(arguments: argparse.Namespace) -> int:
-    config = _config(arguments)
-    artifact = _named(config, config.store(), arguments)
-    pins.pin(config.store(), artifact)
+    asked = _asked(arguments)
+    artifact = _named(asked, asked.config.store(), arguments)
+    pins.pin(asked.config.store(), artifact)
     print(f"pinned    {artifact.stage} {artifact.fingerprint}")
     return 0
 
@@ -105,7 +109,7 @@ def _unpin(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _named(config: Config, storage: Storage, arguments: argparse.Namespace) -> Artifact:
+def _named(asked: Asked, storage: Storage, arguments: argparse.Namespace) -> Artifact:
     """The artifact that a person means: a stage as the preset has it now, or the start of a fingerprint in the root."""
     name = arguments.artifact
     by_fingerprint = [artifact for artifact in artifacts(storage) if artifact.fingerprint.startswith(name)] if len(name) >= 4 else []
@@ -114,9 +118,9 @@ def _named(config: Config, storage: Storage, arguments: argparse.Namespace) -> A
     if by_fingerprint:
         which = _listed({(artifact.stage, artifact.fingerprint) for artifact in by_fingerprint})
         raise InputError(f"{name} is the start of {len(by_fingerprint)} fingerprints: {which}")
-    planned = {planned.stage.name: planned for planned in _plans(arguments, config)}
+    planned = {planned.stage.name: planned for planned in _plans(arguments, asked)}
     if name not in planned:
-        raise InputError(f"{name} is neither a stage of {arguments.preset} nor the start of a fingerprint under {storage.uri}")
+        raise InputError(f"{name} is neither a stage of {asked.scope} nor the start of a fingerprint under {storage.uri}")
     if (artifact := planned[name].reuse) is None:
         raise InputError(f"{name} has no artifact for this configuration: {planned[name].why}")
     return artifact

@@ -39,11 +39,12 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="align")
-def align(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
+def align(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Align the model that train/full made.
 
     Args:
-        preset: A file of deployments/presets.
+        preset: A file of deployments/presets. Without effect beside a config, which names its own base.
+        config: A file of your own settings: a whole path on the worker's machine, or s3://BUCKET/my.yaml.
         overrides: Dotted settings, such as {"align.methods": ["ppo", "dpo"]}.
     """
-    return in_prefect("align", body, preset, overrides)
+    return in_prefect("align", body, preset, config, overrides)

@@ -74,11 +74,12 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="curate")
-def curate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
+def curate(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Turn raw text into training blocks, and pairs for alignment.
 
     Args:
-        preset: A file of deployments/presets.
+        preset: A file of deployments/presets. Without effect beside a config, which names its own base.
+        config: A file of your own settings: a whole path on the worker's machine, or s3://BUCKET/my.yaml.
         overrides: Dotted settings, such as {"dedup.threshold": 0.85}.
     """
-    return in_prefect("curate", body, preset, overrides)
+    return in_prefect("curate", body, preset, config, overrides)

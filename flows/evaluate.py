@@ -30,11 +30,12 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="evaluate")
-def evaluate(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
+def evaluate(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Score the models that align/full made.
 
     Args:
-        preset: A file of deployments/presets.
+        preset: A file of deployments/presets. Without effect beside a config, which names its own base.
+        config: A file of your own settings: a whole path on the worker's machine, or s3://BUCKET/my.yaml.
         overrides: Dotted settings.
     """
-    return in_prefect("evaluate", body, preset, overrides)
+    return in_prefect("evaluate", body, preset, config, overrides)

@@ -25,11 +25,12 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="export")
-def export(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
+def export(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Export the chosen model and write the report.
 
     Args:
-        preset: A file of deployments/presets.
+        preset: A file of deployments/presets. Without effect beside a config, which names its own base.
+        config: A file of your own settings: a whole path on the worker's machine, or s3://BUCKET/my.yaml.
         overrides: Dotted settings, such as {"align.export": "dpo"}.
     """
-    return in_prefect("export", body, preset, overrides)
+    return in_prefect("export", body, preset, config, overrides)

@@ -20,11 +20,12 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="pretrain")
-def pretrain(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
+def pretrain(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Run every stage; what is done already shows as Cached.
 
     Args:
-        preset: A file of deployments/presets.
+        preset: A file of deployments/presets. Without effect beside a config, which names its own base.
+        config: A file of your own settings: a whole path on the worker's machine, or s3://BUCKET/my.yaml.
         overrides: Dotted settings, such as {"train.max_steps": 50}.
     """
-    return in_prefect("pretrain", body, preset, overrides)
+    return in_prefect("pretrain", body, preset, config, overrides)

@@ -33,8 +33,8 @@ UNTAKEN_S = 60.0
 
 @dataclass
 class PartSender:
-    preset: str
-    overrides: dict[str, Any]
+    parameters: dict[str, Any]
+    """Of the run itself: what a part is given too."""
     config: Config
     waited_for: list[UUID] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ class PartSender:
     def _send(self, part: str, place: str) -> None:
         """Run the part in its pool and wait for its end. Raises StageFailed unless it completes."""
         pool, _, queue = place.partition("/")
-        parameters = {"preset": self.preset, "overrides": self.overrides | {"storage.root": self.config.store().uri}}
+        parameters = self.parameters | {"overrides": self.parameters["overrides"] | {"storage.root": self.config.store().uri}}
         with get_client(sync_client=True) as client:
             deployment = deployment_in(client, part, pool)
             name = f"{part}/{deployment.name}"

@@ -24,11 +24,12 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
 
 
 @flow(name="train")
-def train(preset: Preset = Preset.laptop, overrides: dict[str, Any] | None = None) -> State | None:
+def train(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Pretrain on the blocks that curate/full made.
 
     Args:
-        preset: A file of deployments/presets.
+        preset: A file of deployments/presets. Without effect beside a config, which names its own base.
+        config: A file of your own settings: a whole path on the worker's machine, or s3://BUCKET/my.yaml.
         overrides: Dotted settings, such as {"train.max_steps": 50}.
     """
-    return in_prefect("train", body, preset, overrides)
+    return in_prefect("train", body, preset, config, overrides)

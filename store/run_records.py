@@ -36,11 +36,14 @@ class RunRecord:
     """Told the state in which the run ends, on every way out."""
 
     @classmethod
-    def begin(cls, storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> "RunRecord":
+    def begin(
+        cls, storage: Storage, flow: str, preset: str | None, overrides: dict[str, Any], config: dict[str, Any] | None = None
+    ) -> "RunRecord":
         """A new record, not written yet: a signal handler that ends open records must know of it first."""
         now = storage.now()
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{secrets.token_hex(4)}"
         value = {"flow": flow, "preset": preset, "overrides": overrides, "started": now, "ended": None, "state": "running", "message": ""}
+        value |= {"config": config} if config else {}
         return cls(storage, f"{FOLDER}{name}.json", value)
 
     def used(self, artifact: Artifact, state: str) -> None:
@@ -60,9 +63,14 @@ class RunRecord:
 
 
 @contextlib.contextmanager
-def recorded(storage: Storage, flow: str, preset: str, overrides: dict[str, Any]) -> Iterator[RunRecord]:
-    """Record the block: `completed`, or how it ended. Its exception is raised on; a record whose end cannot be written stays `running`."""
-    record = RunRecord.begin(storage, flow, preset, overrides)
+def recorded(
+    storage: Storage, flow: str, preset: str | None, overrides: dict[str, Any], config: dict[str, Any] | None = None
+) -> Iterator[RunRecord]:
+    """Record the block: `completed`, or how it ended. Its exception is raised on; a record whose end cannot be written stays `running`.
+
+    `config`: the user's own file of settings and what followed from it, if there is one.
+    """
+    record = RunRecord.begin(storage, flow, preset, overrides, config)
     _open.append(record)  # before it is written: a signal in between would leave it `running`
     try:
         record._write()
