@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contract.environment_variables import prepare_environment
 from contract.errors import InputError, PipelineError, exit_code_of, said
 from services.down import down
+from services.paths_and_ports import Clone
 from services.status import print_status
 from services.up import up
 
@@ -26,6 +27,12 @@ def main(arguments: list[str]) -> int:
         verbs: dict[str, Callable[[], object]] = {"up": up, "down": down, "status": print_status}
         if verb not in verbs or rest:
             raise InputError("usage: python -m services up | down | status")
+        home = Clone.from_environment().home
+        if verb == "up" and not (home / "prefect.yaml").exists():
+            raise InputError(
+                f"the services need a clone of the project, and {home} is none (it has no prefect.yaml): run make up in a clone, or name "
+                "one by BESSEMER_HOME. `bessemer run` needs no services"
+            )
         verbs[verb]()
     except PipelineError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
