@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bessemer.config import Asked, Config, ask, parse_set
+from bessemer.config_commands import add_config_commands
 from bessemer.console import ConsoleJournal
 from bessemer.live_figures import live_figures
 from bessemer.root_commands import add_commands
@@ -90,6 +91,7 @@ def _parser(flows: Sequence[str]) -> argparse.ArgumentParser:
     show.add_argument("stage")
     show.add_argument("--json", action="store_true", help="the whole manifest as JSON")
     add_commands(command, configured)
+    add_config_commands(command, configured)
     for name, text in (("up", "Start the Prefect server and a worker."), ("down", "Stop them."), ("services", "Say what runs.")):
         command(name, _service, text).set_defaults(service=name)
     configured(command("doctor", _doctor, "Check this machine and what a configuration needs of it; a line each, with the remedy."))

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -45,6 +46,34 @@ def test_a_wrong_value_makes_no_run_and_a_wrong_key_is_named_with_the_nearest(in
         assert wait_until(lambda: bool(lines), 30)
         assert sentence in lines[0] and lines[0].endswith(f"/runs/flow-run/{run['id']}")
         assert installed.bessemer("notify", "--off").stdout == "off\n"
+
+
+def test_a_file_of_settings_is_what_the_run_its_parts_and_its_retry_go_by(installed: Installation, undisturbed: Storage, tmp_path: Path):
+    """The part is a run of its own. By the time of the Retry the file is another, and wrong."""
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        f"base: smoke\nstorage: {{root: {undisturbed.uri}}}\nrun_on: {{curate: cpu}}\n"
+        "gates:\n  max_share_deviation: 0.52  # a stage of the part must run\n"
+    )
+    done = installed.prefect("deployment", "run", "pretrain/full", "-p", f"config={file}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    id = next(line.split()[-1] for line in done.stdout.splitlines() if "UUID:" in line)
+    run = installed.wait(id, is_final)
+    assert run["state"]["name"] == "Completed", run["state"]
+    kept = run["parameters"]["config"]
+    assert kept.startswith(f"{undisturbed.uri}/configs/") and run["parameters"]["preset"] == "smoke"
+    (child,) = installed.children(id).values()
+    assert (child["state"]["name"], child["parameters"]["config"]) == ("Completed", kept)
+    mine = [record for _, record in records(undisturbed) if (record.get("config") or {}).get("file") in (str(file), kept)]
+    assert {record["flow"] for record in mine} == {"pretrain", "curate"}
+    assert all(record["config"]["settings"]["gates"]["max_share_deviation"] == 0.52 for record in mine)
+    file.write_text("base: smoke\ntrain: {max_stepz: 5}\n")
+    installed.api.call("POST", f"/flow_runs/{id}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True})
+    run = installed.wait(id, lambda run: run["run_count"] == 2 and is_final(run))
+    assert run["state"]["name"] == "Completed", run["state"]
+    done = installed.prefect("deployment", "run", "curate/full", "-p", f"config={file}")
+    run = installed.wait(next(line.split()[-1] for line in done.stdout.splitlines() if "UUID:" in line), is_final)
+    assert run["state"]["message"] == "my.yaml line 2: train.max_stepz is no setting; the nearest is train.max_steps"
 
 
 def test_a_flow_that_gets_sigterm_checkpoints_awaits_retry_and_goes_on(installed: Installation, undisturbed: Storage):
