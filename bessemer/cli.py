@@ -141,7 +141,8 @@ def _run(arguments: argparse.Namespace) -> int:
     forced = {*arguments.force, *(names[names.index(arguments.start) :] if arguments.start else [])}
     try:
         with recorded(config.store(), arguments.flow, asked.preset, asked.overrides, asked.to_record()) as record:
-            engine = _engine(asked, RecordingJournal(live_figures(ConsoleJournal(), record), record), forced.__contains__)
+            journal = RecordingJournal(live_figures(ConsoleJournal(), record), record)
+            engine = _engine(asked, journal, forced.__contains__)
             try:
                 results = arguments.body_of(arguments.flow)(PlainRunner(engine, arguments.until), config)
             except Stopped:
@@ -254,7 +255,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from bessemer import doctor
 
-    return doctor.report(_config(arguments))
+    return doctor.report(_asked(arguments).config)
 
 
 def _notify(arguments: argparse.Namespace) -> int:

@@ -219,7 +219,7 @@ def _writable(folder: Path) -> str:
 
 def _ports() -> str:
     from services import background
-    from services.paths_and_ports import Clone
+    from services.paths_and_ports import LOOPBACK, Clone
     from services.up import refuse_taken
 
     clone = Clone.from_environment()
@@ -228,10 +228,10 @@ def _ports() -> str:
     port = clone.port or 4200
     if background.running(clone.server_pid) is not None:
         return f"{port} used by this clone's server"
-    refuse_taken(port, "BESSEMER_PORT")
+    refuse_taken(clone.host, port, "BESSEMER_PORT")
     if clone.reports_port:
-        refuse_taken(clone.reports_port, "BESSEMER_REPORTS_PORT")
-    return f"{port} is free on 127.0.0.1"
+        refuse_taken(LOOPBACK, clone.reports_port, "BESSEMER_REPORTS_PORT")
+    return f"{port} is free on {clone.host}"
 
 
 def _server() -> str:

@@ -57,7 +57,7 @@ class Summary:
     def claims_nothing(self) -> str | None:
         """Why this run's model makes no claims, or None: then its claims are listed, held or not."""
         base = self.results.get("base")
-        return claims_nothing(base.manifest["identity"]["config"]["train"], base.figures) if base else None
+        return claims_nothing(base.manifest["identity"]["config"], base.figures) if base else None
 
     @cached_property
     def _checks(self) -> list[Check]:

@@ -18,13 +18,17 @@ def claims(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [*_bits(evaluation), *_tasks(evaluation), *_reward_model(evaluation), *_alignment(evaluation)]
 
 
-def claims_nothing(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> str | None:
+def claims_nothing(config: Mapping[str, Any], figures: Mapping[str, Any]) -> str | None:
     """Why a pretrained model makes no claims: its steps were chosen so few that it shows the machinery alone. None for any other.
 
-    `settings` are those of `train` in the model's identity, `figures` the model's own. A model that started from another may claim.
+    `config` is that of the model's identity, `figures` are its own. A model that started from another may claim.
     """
-    steps, tokens, parameters = settings["max_steps"], figures["tokens"], figures["parameters"]
-    if steps is None or settings["init_from"] is not None or tokens >= LEAST_TOKENS_PER_PARAMETER * parameters:
+    settings = config.get("train", {})
+    steps = settings.get("max_steps")
+    if steps is None or settings["init_from"] is not None:
+        return None
+    tokens, parameters = figures["tokens"], figures["parameters"]
+    if tokens >= LEAST_TOKENS_PER_PARAMETER * parameters:
         return None
     return f"a model of {steps:,} steps claims nothing ({tokens:,} tokens seen, {parameters:,} parameters)"
 

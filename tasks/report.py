@@ -53,7 +53,7 @@ def report(documents: Artifact, config: Nothing, out: Output, **more: Artifact) 
     figures = collect(present, [role for role in given if role not in present and role != "calibration"])
     out.json("figures.json", figures)
     base = present.get("base")
-    nothing = claims_nothing(base.manifest["identity"]["config"]["train"], base.figures) if base else None
+    nothing = claims_nothing(base.manifest["identity"]["config"], base.figures) if base else None
     out.attach("report.html", html(figures | {"titles": TITLES, "claims_nothing": nothing}, costs(present)).encode())
     out.figures |= {"stages": len(present), "missing": figures["missing"]}
     if "evaluation" in present:
