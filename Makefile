@@ -1,7 +1,6 @@
 # The verbs of this project. `make pretrain` is the whole of it; PRESET=smoke is the first look.
 PRESET ?= laptop
 N ?= 20
-PYTHON ?= python3.11
 IN := .venv/bin
 SERVICES := $(IN)/python -m services
 .DEFAULT_GOAL := help
@@ -12,7 +11,9 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 setup: ## everything that a clean clone needs, into .venv/; nothing when nothing changed
-	@PYTHON=$(PYTHON) deployments/setup.sh
+	@PYTHON=$(PYTHON) TORCH=$(TORCH) deployments/setup.sh $(WITH)
+
+test check lint tests faults faults-all test-infra: WITH := --tests
 
 pretrain: setup up ## raw text to an aligned, evaluated, exported model, through the Prefect server (PRESET=laptop)
 	@$(IN)/python -m services.watch pretrain/full preset=$(PRESET)
@@ -59,5 +60,5 @@ doctor: ## what this machine lacks, a line a check (PRESET=laptop)
 clean: down ## remove .venv/ and caches; what runs have made stays, and their history in .prefect/
 	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info && find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-lock: setup ## resolve requirements.in into requirements.lock
-	@$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install -q uv && .cache/uv/bin/uv pip compile -q requirements.in -o requirements.lock --python-version 3.11 --no-annotate --no-header
+lock: setup ## resolve pyproject.toml into deployments/locks
+	@$(IN)/python deployments/lock.py

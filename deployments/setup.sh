@@ -1,13 +1,34 @@
 #!/bin/sh
-# `make setup`: finds the Python, and says so in a sentence where it is not one that setup.py can even be read by.
-python=${PYTHON:-python3.11}
-hint="Debian 12: apt-get install python3.11 python3.11-venv python3.11-dev, or name one: make setup PYTHON=/path/to/python3.11"
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || {
-    echo "setup: $python is not there or does not run, Python 3.11 is needed; $hint" >&2
-    exit 2
+# `make setup`: finds a Python 3.11 to 3.13, the newest that is there, or gets one; then hands over to setup.py.
+cd "$(dirname "$0")/.." || exit 2
+is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+
+find_python() { # a .venv that is there keeps its Python
+    for python in .venv/bin/python python3.13 python3.12 python3.11 python3 .cache/python/*/bin/python3; do
+        if is_supported "$python"; then echo "$python"; return; fi
+    done
+    return 1
 }
-if [ "$version" != 3.11 ]; then
-    echo "setup: Python $version ($python) is not supported, 3.11 is; $hint" >&2
-    exit 2
+
+get_python() { # root: the system's own; otherwise uv fetches one into .cache/python, if there is a uv, or a Python to install it
+    mkdir -p .cache
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv python3-dev; } >.cache/python.log 2>&1
+        find_python && return
+    fi
+    uv=$(command -v uv) || { uv=.cache/uv/bin/uv; python3 -m venv .cache/uv && .cache/uv/bin/pip install -q uv; } >.cache/python.log 2>&1
+    UV_PYTHON_INSTALL_DIR=.cache/python "$uv" python install -q --no-bin 3.13 >>.cache/python.log 2>&1
+    find_python
+}
+
+if [ -n "$PYTHON" ]; then
+    is_supported "$PYTHON" || { echo "setup: $PYTHON is no Python 3.11, 3.12 or 3.13 that runs here; leave PYTHON out to take the newest that is there" >&2; exit 2; }
+    python=$PYTHON
+elif ! python=$(find_python); then
+    echo "setup   python    none of 3.11 to 3.13 is here, getting one …"
+    python=$(get_python) || {
+        echo "setup: no Python 3.11, 3.12 or 3.13 is here and none could be fetched (.cache/python.log); on Debian or Ubuntu: apt-get install python3 python3-venv python3-dev" >&2
+        exit 2
+    }
 fi
-exec "$python" "$(dirname "$0")/setup.py"
+exec "$python" deployments/setup.py "$@"

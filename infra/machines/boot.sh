@@ -33,14 +33,14 @@ case "$1" in
   worker)
     mount_scratch
     nvidia-smi --list-gpus | grep -q GPU || { echo "boot: the driver sees no GPU; take an image with NVIDIA's driver (ami_id)" >&2; exit 1; }
-    mkdir -p "$code/.cache" && PYTHON=python3.11 TMPDIR=/scratch/tmp bash "$code/deployments/setup.sh"
+    mkdir -p "$code/.cache" && PYTHON=python3.11 TORCH=gpu TMPDIR=/scratch/tmp bash "$code/deployments/setup.sh"
     chown -R bessemer: "$code"
     units=(bessemer-worker.service bessemer-spot.service)
     ;;
   control-plane)
     apt-get install -q -y nginx openssl
     python3.11 -m venv /opt/bessemer/venv
-    /opt/bessemer/venv/bin/pip install -q -c "$code/requirements.lock" prefect asyncpg boto3 psutil pyyaml
+    /opt/bessemer/venv/bin/pip install -q -c <(grep -oE '^[a-z0-9.-]+==[^ ]+' "$code/deployments/locks/run.lock") prefect asyncpg boto3 psutil pyyaml
     set -a && . <(grep -v ARGUMENTS /etc/bessemer/environment) && set +a
     PYTHONPATH=$code /opt/bessemer/venv/bin/python -m infra.machines.prefect_server prepare
     install -m 644 "$code/infra/machines/cloud-init/nginx.conf" /etc/nginx/sites-enabled/default

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 REPO = Path(__file__).parents[2]
+LOCKS = REPO / "deployments" / "locks"
 
 
 def load_setup() -> ModuleType:
@@ -28,9 +30,10 @@ setup = load_setup()
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A clone in which every step is done already."""
-    (tmp_path / "requirements.lock").write_text("toml==0.10.2\n")
+    for name in ("run", "gpu", "test"):
+        setup.put(tmp_path / "deployments" / "locks" / f"{name}.lock", b"# 1 packages, 1 MB to download\ntoml==0.10.2\n")
     (tmp_path / "pyproject.toml").write_text("[project]\n")
-    for step in setup.steps(tmp_path, tmp_path / ".venv"):
+    for step in setup.steps(tmp_path, tmp_path / ".venv", with_tests=True):
         for product in step.products:
             setup.put(product, b"")
         setup.record(tmp_path / ".venv", {**setup.recorded(tmp_path / ".venv"), step.name: step.digest})
@@ -38,7 +41,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def due(clone: Path) -> list[str]:
-    return [step.name for step in setup.steps(clone, clone / ".venv") if not step.is_done()]
+    return [step.name for step in setup.steps(clone, clone / ".venv", with_tests=True) if not step.is_done()]
 
 
 def test_setup_is_a_no_op_when_nothing_changed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +51,13 @@ def test_setup_is_a_no_op_when_nothing_changed(clone: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize(
     ("changed", "steps"),
-    [("requirements.lock", ["packages"]), ("pyproject.toml", ["project"]), (".venv/share/bessemer/lid.176.ftz", ["language"])],
+    [
+        ("deployments/locks/run.lock", ["packages", "imports"]),
+        ("deployments/locks/gpu.lock", ["torch", "imports"]),
+        ("deployments/locks/test.lock", ["tests"]),
+        ("pyproject.toml", ["project"]),
+        (".venv/share/bessemer/lid.176.ftz", ["language"]),
+    ],
 )
 def test_only_what_hangs_on_a_change_is_done_again(clone: Path, changed: str, steps: list[str]) -> None:
     path = clone / changed
@@ -63,20 +72,29 @@ def test_a_moved_clone_is_set_up_again(clone: Path, tmp_path_factory: pytest.Tem
     """Scripts in .venv/bin and the editable install hold absolute paths."""
     moved = tmp_path_factory.mktemp("moved") / "clone"
     clone.rename(moved)
-    assert due(moved) == ["packages", "project"]
+    assert due(moved) == ["packages", "torch", "tests", "project", "kenlm", "imports"]
 
 
-@pytest.mark.parametrize("version", [(3, 10), (3, 12), (3, 13)])
+def test_the_other_build_of_torch_is_taken_when_asked_for_and_then_kept(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH", "gpu")
+    assert due(clone) == ["torch", "imports"]
+    setup.record(clone / ".venv", {**setup.recorded(clone / ".venv"), "TORCH": "gpu"})
+    asked_for = {step.name: step.digest for step in setup.steps(clone, clone / ".venv")}
+    monkeypatch.delenv("TORCH")
+    assert {step.name: step.digest for step in setup.steps(clone, clone / ".venv")} == asked_for
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 14), (2, 7)])
 def test_another_python_is_refused_in_a_sentence(version: tuple[int, int]) -> None:
-    with pytest.raises(setup.SetupError, match=rf"Python 3\.{version[1]} .* is not supported, 3\.11 is") as refused:
+    with pytest.raises(setup.SetupError, match=rf"Python {version[0]}\.{version[1]} .* is not supported, 3\.11 to 3\.13 are") as refused:
         setup.check_python(version)
     assert refused.value.exit_code == 2
 
 
 def other_pythons() -> list[Path]:
-    """Pythons that are not 3.11, as pyenv or the system has them. 2.7 is one: its answer must be a sentence as well."""
+    """Pythons that are too old or too new, as pyenv or the system has them. 2.7 is one: its answer must be a sentence as well."""
     known = [*Path("/usr/bin").glob("python3.[0-9]*"), *Path.home().glob(".pyenv/versions/*/bin/python")]
-    ask = "import sys; sys.exit(0 if sys.version_info[:2] != (3, 11) else 1)"
+    ask = "import sys; sys.exit((3, 11) <= sys.version_info[:2] <= (3, 13))"
     return [
         path
         for path in sorted(known)
@@ -93,11 +111,66 @@ def refusal(python: str) -> str:
 def test_pythons_of_other_versions_are_refused() -> None:
     if not (pythons := other_pythons()):
         pytest.skip("no other Python on this machine")
-    assert all("is not supported, 3.11 is" in refusal(str(python)) for python in pythons)
+    assert all("is no Python 3.11, 3.12 or 3.13" in refusal(str(python)) for python in pythons)
 
 
 def test_a_python_that_is_not_there_is_said() -> None:
-    assert "/no/such/python is not there" in refusal("/no/such/python")
+    assert "/no/such/python is no Python 3.11, 3.12 or 3.13 that runs here" in refusal("/no/such/python")
+
+
+def test_where_no_python_is_and_none_can_be_fetched_one_sentence_names_the_packages(tmp_path: Path) -> None:
+    """A clone without .venv, another user's PATH with the few tools that setup.sh calls, and no uv."""
+    (tmp_path / "deployments").mkdir()
+    shutil.copy(REPO / "deployments" / "setup.sh", tmp_path / "deployments")
+    (tmp_path / "bin").mkdir()
+    for tool in ("sh", "mkdir", "dirname", "id"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or "")
+    command = [tmp_path / "deployments" / "setup.sh"]
+    refused = subprocess.run(command, capture_output=True, text=True, env={"PATH": str(tmp_path / "bin")})
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused
+    assert "apt-get install python3 python3-venv python3-dev" in refused.stderr
+
+
+def test_every_lock_pins_a_version_and_hashes_and_torch_has_the_libraries_that_it_loads() -> None:
+    """The lock of a machine where a CPU build of torch lay on disk had none of them: `import torch` failed everywhere else."""
+    pins = {path.stem: re.findall(r"^([a-z0-9._-]+)(\[.*\])?==(\S+)(.*)$", path.read_text(), re.M) for path in LOCKS.glob("*.lock")}
+    assert {name for name, *_ in pins["gpu"]} >= {"torch", "triton", "nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-nccl-cu13"}
+    assert not {name for name, *_ in pins["run"]} & {"torch", "pytest", "moto", "mypy", "ruff"}
+    for path in LOCKS.glob("*.lock"):
+        starts = [line for line in path.read_text().splitlines() if line and not line.startswith(("#", " "))]
+        assert len(starts) == len(pins[path.stem]) and path.read_text().count("--hash=sha256:") >= len(starts), path
+        assert "://" not in path.read_text(), "a lock names no index, so that a mirror can serve it"
+
+
+@pytest.mark.parametrize(
+    ("variables", "file", "expected"),
+    [
+        ({"PIP_INDEX_URL": "https://mirror.example/simple"}, "", {"UV_DEFAULT_INDEX": "https://mirror.example/simple"}),
+        ({"PIP_FIND_LINKS": "/a /b"}, "", {"UV_FIND_LINKS": "/a,/b"}),
+        ({}, "[global]\nindex-url = https://a.example\n[install]\nindex-url = https://b.example\n", {"UV_DEFAULT_INDEX": "https://b.example"}),
+        ({"PIP_INDEX_URL": "https://c.example"}, "[global]\nindex-url = https://a.example\n", {"UV_DEFAULT_INDEX": "https://c.example"}),
+        ({}, "[global]\nextra-index-url =\n  https://a.example\n  https://b.example\n", {"UV_EXTRA_INDEX_URL": "https://a.example https://b.example"}),
+        ({"PIP_TRUSTED_HOST": "mirror.example", "PIP_PROXY": "http://proxy:3128"}, "",
+         {"UV_INSECURE_HOST": "mirror.example", "ALL_PROXY": "http://proxy:3128"}),
+    ],
+)  # fmt: skip
+def test_uv_is_told_what_pip_is_configured_to(
+    variables: dict[str, str], file: str, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pip.conf").write_text(file)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert expected.items() <= setup.uv_variables(setup.pip_settings(Path(sys.prefix))).items()
+
+
+def test_a_package_that_does_not_load_ends_set_up_with_its_name_and_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudnn.so.9: cannot open shared object file')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPO}")
+    with pytest.raises(setup.SetupError, match=r"torch is installed but does not load here: .*libcudnn\.so\.9.*TORCH=cpu"):
+        setup.import_compiled(Path(sys.prefix))
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -112,9 +112,13 @@ def test_the_same_commit_is_the_same_archive_and_holds_what_a_machine_starts(tmp
     first, second = (archive(make(tmp_path / each)) for each in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     with tarfile.open(first) as tar:
-        assert {"prefect.yaml", "requirements.lock", "deployments/worker.py", "deployments/setup.sh", "infra/machines/boot.sh"} <= set(
-            tar.getnames()
-        )
+        assert {
+            "prefect.yaml",
+            "deployments/locks/gpu.lock",
+            "deployments/worker.py",
+            "deployments/setup.sh",
+            "infra/machines/boot.sh",
+        } <= set(tar.getnames())
     assert len(code_digest(ROOT)) == 12
 
 
