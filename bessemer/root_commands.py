@@ -9,7 +9,7 @@ from bessemer.console import ConsoleJournal
 from contract.errors import ConfigError, InputError
 from engine.stage import Engine, Planned
 from engine.stage_lines import size
-from store import gc, pins
+from store import fetched, gc, pins
 from store.artifact import Artifact
 from store.catalogue import artifacts
 from store.storage import Storage
@@ -83,11 +83,15 @@ def _gc(arguments: argparse.Namespace) -> int:
     for sweep in found.sweeps:
         print(f"{sweep.what:<12} {sweep.where:<40} {len(sweep.files):>6,} files  {size(sweep.size)}")
     print(f"{len(found.kept)} artifacts stay, {size(found.kept_bytes)}; {len(found.sweeps)} entries can go, {size(found.size)}")
+    folder, copies, copied = fetched.held()
+    if copies:
+        print(f"{copies} copies of files on S3 are here, {size(copied)}, at most {size(fetched.most_bytes(copied))}: {folder}")
     if not arguments.delete:
-        print("nothing was deleted; --delete does it" if found.sweeps else "nothing to delete")
+        print("nothing was deleted; --delete does it" if found.sweeps or copies else "nothing to delete")
         return 0
     files, freed = gc.delete(storage, found)
-    print(f"{files:,} files deleted, {size(freed)}")
+    removed, emptied = fetched.make_room(keep_bytes=0)
+    print(f"{files:,} files deleted, {size(freed)}" + (f"; {removed} copies, {size(emptied)}" if copies else ""))
     return 0
 
 

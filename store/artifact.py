@@ -9,7 +9,6 @@ import io
 import json
 import re
 import secrets
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +22,8 @@ from contract.config import canonical_json
 from contract.errors import IntegrityError, StorageError
 from contract.ledger import Ledger
 from store.checked import dump_checked, load_checked
-from store.digests import digest_of_bytes, read_digest
+from store.digests import digest_of_bytes
+from store.fetched import copy_of, fetched_folder
 from store.storage import Storage, matches, stays_inside
 
 SCHEMA = 1
@@ -59,7 +59,7 @@ def content_digest(files: Sequence[FileRecord]) -> str:
 
 
 class Files:
-    """Read access to recorded files by name; on S3 they are fetched once into a local cache named by digest."""
+    """Read access to recorded files by name; on S3 they are fetched once into a cache (store/fetched.py)."""
 
     storage: Storage
     files: dict[str, FileRecord]
@@ -102,16 +102,10 @@ class Files:
         local = self.storage.local(record.path)
         if local is not None:
             return local
-        cached = Path(tempfile.gettempdir()) / "bessemer-fetched" / record.digest[:2] / (record.digest + Path(name).suffix)
-        if not (cached.exists() and cached.stat().st_size == record.size):
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_name(f".partial-{secrets.token_hex(6)}")
-            self.storage.fetch(record.path, partial)
-            if read_digest(partial) != record.digest:
-                partial.unlink()
-                raise IntegrityError(f"{self.where()}: {name} is not what was recorded. Run it again: only this stage is rebuilt.")
-            partial.replace(cached)
-        return cached
+        copy = copy_of(record.digest, Path(name).suffix, lambda to: self.storage.fetch(record.path, to))
+        if copy is None:
+            raise IntegrityError(f"{self.where()}: {name} is not what was recorded. Run it again: only this stage is rebuilt.")
+        return copy
 
     def folder(self, prefix: str) -> Path:
         """A local folder that holds every file under `prefix`/, by its own name."""
@@ -122,15 +116,14 @@ class Files:
         if len(parents) == 1 and self.storage.local("") is not None:
             return parents.pop()
         key = digest_of_bytes(canonical_json([[name, self.files[name].digest] for name in names]))
-        folder = Path(tempfile.gettempdir()) / "bessemer-fetched" / "folders" / key
+        folder = fetched_folder() / "folders" / key
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             link = folder / name[len(prefix) + 1 :]
             link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                partial = link.with_name(f".partial-{secrets.token_hex(6)}")
-                partial.symlink_to(self.path(name))
-                partial.replace(link)
+            partial = link.with_name(f".partial-{secrets.token_hex(6)}")
+            partial.symlink_to(self.path(name))
+            partial.replace(link)
         return folder
 
 

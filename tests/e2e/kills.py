@@ -43,9 +43,6 @@ RAY_GONE_S = 150
 """The same where Ray may have been killed while it started: its two agents look for the rest of it, mostly for 11 s, two minutes once."""
 
 
-FETCHED = "bessemer-fetched"
-"""What was read of S3, by digest: a cache, and meant to stay."""
-
 Moment = Callable[[subprocess.Popen[str], list[tuple[float, str]]], bool]
 """Waits for a moment of a running flow, by what it has said and when; whether to kill it there."""
 
@@ -122,7 +119,7 @@ class Life:
         got = digests(self.storage)
         if faults := verify(self.storage, lambda *_: None).faults:
             sys.exit(f"not as recorded: {faults[:3]}")
-        if left := [path.name for path in self.temp.glob("bessemer-*") if path.name != FETCHED]:
+        if left := [path.name for path in self.temp.glob("bessemer-*")]:
             sys.exit(f"left in the temp folder: {left}")
         return [stage for stage in want if got[stage] != want[stage]]
 
