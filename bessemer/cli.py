@@ -124,6 +124,7 @@ def _plans(arguments: argparse.Namespace, flow: str = "pretrain") -> list[Planne
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from bessemer.preflight import refuse_what_would_fail_later
     from engine.parts import stop_ray
     from engine.recording_journal import RecordingJournal
     from engine.runner import PlainRunner, Stopped
@@ -137,6 +138,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.flow == "pretrain" and config.run_on.pools():  # no error: the presets for GPUs set it
         print("bessemer: run_on is for runs under Prefect and has no effect here: every stage runs on this machine", file=sys.stderr)
     config.store().probe()
+    refuse_what_would_fail_later(config, arguments.flow)
     names = _stage_names(arguments, [arguments.until, arguments.start, *arguments.force])
     forced = {*arguments.force, *(names[names.index(arguments.start) :] if arguments.start else [])}
     try:

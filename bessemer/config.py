@@ -5,8 +5,10 @@ A wrong key is refused with the nearest right one. How layers merge is in `besse
 
 import difflib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from bessemer.config_file import ConfigFile, read_config_file
 from bessemer.layers import Layers, inner_group, read_yaml
 from contract.config import Frozen, RunOn, RunOptions
 from contract.errors import ConfigError
+from contract.schemas import DOMAINS
 from dedup.config import DeduplicateConfig
 from evaluation.config import EvaluateConfig
 from evaluation.config_export import ExportConfig
@@ -28,7 +31,7 @@ from store.config import StorageConfig
 from store.root import open_root
 from store.storage import Storage
 from tokens.config import MixConfig, TokenizerConfig
-from training.config import AlignConfig, ModelName, TrainConfig
+from training.config import POLICIES, AlignConfig, ModelName, TrainConfig
 
 PROJECT = Path(__file__).parents[1]
 PRESETS = PROJECT / "deployments" / "presets"
@@ -44,13 +47,15 @@ class Preset(StrEnum):
     gpu_1b = "1b"
 
 
+MOST = 2**53
+"""Above it a number is no longer exact everywhere."""
 DEFAULT_PRESET = Preset.laptop.value
 
 
 class EvaluateModels(EvaluateConfig):
     """The evaluation's settings, with the names of the models that there can be: its room does not know what is trained."""
 
-    scored: tuple[ModelName, ...] | None = None
+    scored: tuple[ModelName, ...] | None = Field(default=None, min_length=1)
 
 
 class Config(Frozen):
@@ -80,7 +85,63 @@ class Config(Frozen):
         names = [source.name or source.domain for source in self.sources]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two sources are named {name}; give each a `name`, as document ids are made from it")
+                raise ValueError(f"sources: two are named {name}; give each a `name`, as document ids are made from it")
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_are_of_this_world(self) -> "Config":
+        for key, value in _numbers(self):
+            if abs(value) > MOST and not key.endswith("seed"):
+                raise ValueError(f"{key}: {value:g} is larger than any size or number that a run can have")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_there(self) -> "Config":
+        sources = {source.name or source.domain for source in self.sources}
+        made = {"base", *(name for name in self.align.stages() if name in POLICIES)}
+        if self.evaluate.scored and made.isdisjoint(self.evaluate.scored):  # a preset may name more than is made
+            raise ValueError(f"evaluate.scored: nothing is scored, as none of {', '.join(self.evaluate.scored)} is made; name one that is")
+        for key, names, known in (
+            ("dedup.prefer", self.dedup.prefer, {*sources, *DOMAINS}),
+            ("split.trusted_sources", self.split.trusted_sources, sources),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{key}: there is no {name} among {', '.join(sorted(known))}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "Config":
+        """What a stage would find out only when it starts, hours into a run."""
+        tokens, context, ppo = self.train.global_batch_tokens, self.model.context, self.align.ppo
+        if tokens % context:
+            raise ValueError(f"train.global_batch_tokens: {tokens} is no multiple of model.context {context}; make it one")
+        rows = {"train.global_batch_tokens / model.context": tokens // context}
+        for name in self.align.stages():
+            rows[f"align.{name}.batch_size"] = getattr(self.align, name).batch_size
+        if "ppo" in self.align.stages():
+            if ppo.batch_size % ppo.minibatches:
+                raise ValueError(f"align.ppo.minibatches: {ppo.minibatches} must divide align.ppo.batch_size {ppo.batch_size}")
+            rows["align.ppo.batch_size / align.ppo.minibatches"] = ppo.batch_size // ppo.minibatches
+        for what, count in rows.items():
+            if self.run.ranks and count % self.run.ranks:
+                raise ValueError(
+                    f"run.ranks: {self.run.ranks} ranks cannot share the {count} rows of a step ({what}); make them a multiple"
+                )
+        for key, length in (("align.ppo.max_new_tokens", ppo.max_new_tokens), ("evaluate.max_new_tokens", self.evaluate.max_new_tokens)):
+            if self.align.methods and length >= context:
+                raise ValueError(f"{key}: {length} leaves no room for a prompt in model.context {context}; lower it")
+        return self
+
+    @model_validator(mode="after")
+    def _sides_are_not_empty(self) -> "Config":
+        if self.align.methods and not self.align_data.sources:
+            raise ValueError("align_data.sources: alignment needs questions and answers; name some, or set align.methods: []")
+        for side in ("validation", "test"):
+            if self.align.methods and not getattr(self.split, side):
+                raise ValueError(
+                    f"split.{side}: 0 leaves alignment no prompts on the {side} side; give it a share, or set align.methods: []"
+                )
         return self
 
     def has_steps_to_fit(self) -> bool:
@@ -194,10 +255,14 @@ def _preset(name: str, where: str = "") -> tuple[dict[str, Any], str, dict[tuple
     if name not in known:
         raise ConfigError(f"{where}there is no preset {name}{_nearest(name, known)}; presets: {', '.join(known)}")
     file = PRESETS / f"{name}.yaml"
-    values = read_yaml(file.read_bytes(), f"preset {file}") or {}
+    values = _parsed(file.read_bytes(), f"preset {file}") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"preset {file} holds no settings; write one key: value a line, as in sources: […]")
     return values, f"preset {name}", {}
+
+
+_parsed = lru_cache(maxsize=8)(read_yaml)  # a preset takes ten milliseconds, and nobody changes what comes back
+"""A preset's YAML, read once."""
 
 
 def parse_set(text: str) -> tuple[str, Any]:
@@ -206,6 +271,19 @@ def parse_set(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError(f"--set {text}: write key=value, as in --set train.max_steps=50")
     return key.strip(), read_yaml(value, f"--set {key}: {value[:200]!r}")
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in it by its dotted key."""
+    if isinstance(value, Frozen):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, int | float):
+        yield key, value
 
 
 def value_at(config: Frozen, key: str) -> Any:
@@ -236,9 +314,10 @@ def _sentences(error: ValidationError, layers: Layers, file: ConfigFile | None) 
     """A line for each fault; with the file's name and line where it stands in the file."""
     lines = []
     for fault in error.errors():
+        loc = fault["loc"] or tuple(fault["msg"].removeprefix("Value error, ").partition(":")[0].split("."))
         place = ".".join(str(part) for part in fault["loc"])
-        origin = layers.origin(place)
-        where = f"{file.at(*fault['loc'])}: " if file and origin and origin.layer == file.name else ""
+        origin = layers.origin(".".join(str(part) for part in loc))
+        where = f"{file.at(*loc)}: " if file and origin and origin.layer == file.name else ""
         if fault["type"] == "extra_forbidden":
             lines.append(f"{where}{place} is no setting{_nearest(place, known_keys())}")
         else:

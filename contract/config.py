@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationInfo, field_validator, model_validator
 from pydantic_core import core_schema
 
 from contract.errors import ConfigError
@@ -16,9 +16,25 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
+        """YAML's yes, on and true would count as 1."""
+        if isinstance(value, bool) and not _may_be(bool, cls.model_fields[str(field.field_name)].annotation):
+            raise ValueError(f"Input should be no {str(value).lower()}: write a number, a text or a list")
+        return value
+
+
+def _may_be(kind: type, annotation: Any) -> bool:
+    return annotation is kind or any(_may_be(kind, each) for each in get_args(annotation))
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A share between 0 and 1, both included."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every generator of numbers takes, NumPy's, torch's and Python's."""
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""The share of a running mean that stays at a step: at 1 it would never learn."""
 
 
 def one_of(names: Collection[str]) -> GetPydanticSchema:
@@ -81,27 +97,28 @@ class RunOn(Frozen):
 class RunOptions(Frozen):
     """Speed and place only. Nothing here enters a fingerprint; what can move a numeric stage's last bits is its execution class."""
 
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=4096)
     """Processes that map over parts; the machine's cores when unset."""
-    memory_bytes: int = Field(default=2**30, ge=2**27)
+    memory_bytes: int = Field(default=2**30, ge=2**27, le=2**50)
     """Ray's object store, at most."""
-    ray_address: str | None = None
+    ray_address: str | None = Field(default=None, pattern=r"^(auto|local|(ray://)?[^\s/:]+:[0-9]{1,5})$")
     """A running Ray cluster; unset, Ray is started on this machine when the first data stage needs it."""
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: a GPU a rank, NVIDIA's or, with torch's build for ROCm, AMD's."""
     dtype: str | None = Field(default=None, pattern="^(float32|bfloat16)$")
     """float32 or bfloat16. Unset, like the next three: what calibrate found to be fastest where it ran, else float32, 1, 1 and false."""
-    ranks: int | None = Field(default=None, ge=1)
+    ranks: int | None = Field(default=None, ge=1, le=65_536)
     """Data-parallel processes of a training stage, on all machines together."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """Threads a rank."""
     compile: bool | None = None
     """Whether torch compiles the model; its first step costs a quarter of a minute and more."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences a rank and forward pass; the rank's whole share of the batch when unset."""
     checkpoint_every_steps: int = Field(default=100, ge=1)
-    stall_minutes: float = Field(default=30, gt=0)
+    stall_minutes: float = Field(default=30, gt=0, le=100_000)
     """A training stage with no step for this long is ended and resumed from its last checkpoint."""
-    nodes: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1, le=4096)
     """Machines that the ranks of a training stage are spread over, the flow's own first: of the Ray cluster at `ray_address`, or, under
     Prefect and without one, of the pool that the run is in."""
 

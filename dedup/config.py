@@ -1,6 +1,6 @@
 """What makes two documents one, and which of them stays."""
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from contract.config import Fraction, Frozen
 
@@ -8,12 +8,12 @@ from contract.config import Fraction, Frozen
 class DeduplicateConfig(Frozen):
     """Pairs with Jaccard s become candidates with probability 1 - (1 - s**rows_per_band)**num_bands."""
 
-    ngram_chars: PositiveInt = 5
+    ngram_chars: int = Field(default=5, ge=1, le=1000)
     """Code points in a shingle. Five is the usual choice for character shingles; a shorter text is one shingle, itself."""
-    num_bands: PositiveInt = 16
+    num_bands: int = Field(default=16, ge=1, le=4096)
     """Bands of a signature. 16 x 8 makes 0.947 of the pairs at Jaccard 0.80 candidates and 0.994 at 0.85; 9 x 13, which
     minimises the weighted error at 0.8, only 0.69 at 0.85. Verification removes the false ones."""
-    rows_per_band: PositiveInt = 8
+    rows_per_band: int = Field(default=8, ge=1, le=4096)
     """Permutations in a band; num_bands x rows_per_band = 128 permutations, the usual number."""
     threshold: Fraction = 0.8
     """Exact Jaccard similarity of shingle sets from which two documents count as one."""

@@ -1,8 +1,10 @@
 """What is evaluated and how much of it. Everything here changes the figures, so all of it is identity."""
 
+from urllib.parse import urlsplit
+
 from pydantic import Field, field_validator
 
-from contract.config import Frozen
+from contract.config import Frozen, Seed
 from store.config import usable_uri
 
 CONTINUATION = "continuation"
@@ -14,7 +16,7 @@ class NamedTask(Frozen):
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9_]*$")
     """The task's name in the results."""
-    uri: str
+    uri: str = Field(min_length=1)
     """The file: a path, file:// or s3://; .gz and .zst are read too."""
     limit: int | None = Field(default=None, ge=1)
     """Use the first so many lines of it; all when unset."""
@@ -22,13 +24,15 @@ class NamedTask(Frozen):
     @field_validator("uri")
     @classmethod
     def _usable(cls, value: str) -> str:
-        return usable_uri(value)
+        if urlsplit(usable_uri(value)).scheme not in ("", "file", "s3"):
+            raise ValueError(f"{value} has the scheme {urlsplit(value).scheme}; a path, file:// and s3:// are known")
+        return value
 
 
 class ItemsConfig(Frozen):
     """The local multiple-choice items: which continues the document, its own next piece or one of another document?"""
 
-    seed: int = 1
+    seed: Seed = 1
     """Chooses documents, places and the order of the choices."""
     items: int = Field(default=600, ge=0)
     """Local items at most, in sets of as many as an item has choices. 600 of two a document give the 500 from 250 documents that a
@@ -62,7 +66,7 @@ class EvaluateConfig(Frozen):
     items: ItemsConfig = ItemsConfig()
     validation_tokens: int | None = Field(default=100_000, ge=1)
     """Validation tokens scored in each domain, at most; whole documents in the order of their ids (hashes: a fair sample). All if unset."""
-    scored: tuple[str, ...] | None = None
+    scored: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Models that read text and answer items; every one that there is, if unset. Answers to prompts are compared of all in any case."""
     overlap: float = Field(default=0.5, ge=0, lt=1)
     """Share of a window that repeats the one before, as context only. 0.5: tokens of long documents see half a context at least."""
@@ -72,11 +76,11 @@ class EvaluateConfig(Frozen):
     """Test prompts for the gold reward; at least 200 for the claim of issue 8."""
     max_new_tokens: int = Field(default=48, ge=1)
     """Longest response to a test prompt (laptop.md, 5)."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     """1: the distribution that was trained, which is what KL is measured on."""
     top_k: int = Field(default=0, ge=0)
     """0: no cut."""
-    seed: int = 1
+    seed: Seed = 1
     """Of the sampled responses. The same for every model, so that before and after are paired as closely as they can be."""
     samples: int = Field(default=8, ge=0)
     """Responses kept for reading, from before and after alignment."""

@@ -6,11 +6,19 @@ A signal's own settings decide what is measured; `select` decides what that mean
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from contract.config import Fraction, Frozen
 from contract.schemas import DOMAINS
 
+LANGUAGES = (  # noqa: SIM905 (a list would be a page of quotation marks)
+    "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da de diq dsb dty "
+    "dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo io is it ja jbo jv ka "
+    "kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds ne "
+    "new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta te tg "
+    "th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue zh "
+).split()
+"""What fastText's lid.176 tells apart."""
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -42,10 +50,17 @@ class RulesConfig(Frozen):
 
 
 class LanguageConfig(Frozen):
-    target: str = Field(default="en", pattern="^[a-z]{2,3}$")
+    target: str = "en"
     """The language to keep, as fastText's lid.176 names it (ISO 639)."""
     max_chars: PositiveInt = 2000
     """How much prose of a document is looked at; the label of running text settles within some hundred characters."""
+
+    @field_validator("target")
+    @classmethod
+    def _can_be_told(cls, value: str) -> str:
+        if value not in LANGUAGES:
+            raise ValueError(f"{value[:20]!r} is no language that lid.176 knows; codes are such as en, de, zh, als")
+        return value
 
 
 class PerplexityConfig(Frozen):
@@ -58,7 +73,7 @@ class PerplexityConfig(Frozen):
 
 
 class ToxicityConfig(Frozen):
-    model: str | None = None
+    model: str | None = Field(default=None, min_length=1)
     """A fastText classifier (.bin or .ftz; path, file:// or s3://) whose probability is used beside the lexicon."""
     labels: tuple[str, ...] = ("toxic", "nsfw", "1")
     """The model's labels, without `__label__`, that mean toxic."""
@@ -73,6 +88,12 @@ class ToxicityConfig(Frozen):
         *("gay", "gays", "god", "homosexual", "lesbian", "lesbians", "sex", "sexual", "transsexual"),
     )
     """Words of the lexicon that are not counted."""
+
+    @model_validator(mode="after")
+    def _model_has_labels(self) -> "ToxicityConfig":
+        if self.model is not None and not self.labels:
+            raise ValueError("model has an effect with labels only; name those of its labels that mean toxic, or leave it out")
+        return self
 
 
 PiiLabel = Literal["EMAIL", "IBAN", "CREDIT_CARD", "SSN", "IP", "PHONE"]
@@ -134,7 +155,7 @@ class RuleSet(Frozen):
     """
     max_toxic_probability: Fraction | None = 0.5
     """Only with `toxicity.model`."""
-    perplexity_middle: Fraction | None = 0.8
+    perplexity_middle: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     """Share kept in the middle of the perplexities of a (language, domain)."""
 
 
@@ -215,6 +236,14 @@ class SelectConfig(Frozen):
             merged[domain] = merged.get(domain, {}) | bounds
         return merged
 
+    @model_validator(mode="after")
+    def _words_can_be(self) -> "SelectConfig":
+        for domain, rules in self.rules().items():
+            low, high = rules.min_mean_word_chars, rules.max_mean_word_chars
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_mean_word_chars {low:g} is above max_mean_word_chars {high:g} in the domain {domain}: no text is so")
+        return self
+
     @field_validator("domains")
     @classmethod
     def _within_bounds(cls, value: dict[str, Bounds]) -> dict[str, Bounds]:
@@ -264,6 +293,13 @@ class FiltersConfig(Frozen):
     select: SelectConfig = SelectConfig()
     signals: tuple[SignalConfig, ...] = ()
     """Signals of your own."""
+
+    @model_validator(mode="after")
+    def _stop_words_are_named(self) -> "FiltersConfig":
+        asking = [domain for domain, rules in self.select.rules().items() if rules.min_stop_words]
+        if asking and not self.rules.stop_words:
+            raise ValueError(f"rules.stop_words is empty, and min_stop_words asks for some in {', '.join(asking)}; set that to null")
+        return self
 
 
 class GatesConfig(Frozen):

@@ -1,8 +1,13 @@
 """Who sits where: train, validation and test, and which text is trusted."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
-from contract.config import Fraction, Frozen
+from contract.config import Fraction, Frozen, Seed, one_of
+from contract.schemas import DOMAINS
+
+Domain = Annotated[str, one_of(DOMAINS)]
 
 
 class SplitConfig(Frozen):
@@ -22,9 +27,9 @@ class SplitConfig(Frozen):
     group of a domain is above it, the smallest goes to test, the next to validation, while a third stays in train."""
     trusted_sources: tuple[str, ...] = ()
     """Sources whose text is trusted: the perplexity model learns from its train rows, and it skips that rule."""
-    trusted_domains: tuple[str, ...] = ("books", "reference")
+    trusted_domains: tuple[Domain, ...] = ("books", "reference")
     """Domains whose text is trusted. Edited prose by default; empty, with no trusted_sources, leaves the perplexity rule out."""
-    seed: int = Field(default=1, ge=0)
+    seed: Seed = 1
     """Draws the sides."""
 
     @model_validator(mode="after")

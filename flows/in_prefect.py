@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State
 
 from bessemer.config import DEFAULT_PRESET, Config, Preset, ask
 from bessemer.live_figures import live_figures
+from bessemer.preflight import refuse_what_would_fail_later
 from bessemer.summary import Summary
 from contract.environment_variables import prepare_environment
 from engine.parts import stop_ray
@@ -51,6 +52,7 @@ def _run(flow: str, body: Body, preset: Preset, file: str | None, overrides: dic
     config.refuse_missing_plug_ins()
     storage = config.store()
     storage.probe()
+    refuse_what_would_fail_later(config, flow, config.run_on.pools() if flow == "pretrain" else ())
     before = signal.getsignal(signal.SIGTERM)
     parameters = asked.kept(storage)
     sender = PartSender(parameters, config)

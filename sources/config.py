@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from contract.config import Frozen
+from contract.config import Frozen, Seed
 from contract.schemas import DOMAINS
 from sources.plug_in_reader import reader_of, resolved
 from store.config import usable_uri
@@ -32,18 +32,18 @@ class Source(Frozen):
     (sources/plug_in_reader.py). Its suffixes say which files are read."""
     encoding: str | None = None
     """The encoding of text that is not UTF-8. Unset, whole files are detected, and lines that are not UTF-8 are quarantined."""
-    text_field: str = "text"
+    text_field: str = Field(default="text", min_length=1)
     """The field or column of a record that holds its text."""
-    id_field: str | None = None
+    id_field: str | None = Field(default=None, min_length=1)
     """A field that identifies the record within the source; unset, its file and byte offset do."""
-    group_field: str | None = None
+    group_field: str | None = Field(default=None, min_length=1)
     """A field of what must stay on one side of a split (host, book, author); unset, near duplicates stay together."""
-    license_field: str | None = None
+    license_field: str | None = Field(default=None, min_length=1)
     """A field that names the record's licence."""
-    license: str | None = None
+    license: str | None = Field(default=None, min_length=1)
     """The licence of all of it, where no field says so."""
-    language: str | None = None
-    """The declared language of all of it, as a two-letter code."""
+    language: str | None = Field(default=None, pattern="^[a-z]{2,3}$")
+    """The declared language of all of it, as a code of two or three letters."""
     max_bytes: int | None = Field(default=None, ge=1)
     """Read at most this many bytes. Which files, a hash of their locators decides. Records under a cap are read in one sequence."""
     max_documents: int | None = Field(default=None, ge=1)
@@ -175,7 +175,7 @@ class AlignDataConfig(Frozen):
     min_response_chars: int = Field(default=20, ge=1)
     max_response_chars: int = Field(default=200, ge=40)
     """Longer answers are left out, never cut: about 56 tokens of a 4096 vocabulary."""
-    seed: int = 1
+    seed: Seed = 1
 
     @field_validator("sources")
     @classmethod
@@ -184,3 +184,12 @@ class AlignDataConfig(Frozen):
             if source.is_environment and source.domain != "conversation":
                 raise ValueError(f"align_data.sources: {source.uri} holds no questions and answers; environment:conversation does")
         return sources
+
+    @model_validator(mode="after")
+    def _answers_can_be(self) -> "AlignDataConfig":
+        if self.min_response_chars > self.max_response_chars:
+            raise ValueError(
+                f"min_response_chars is {self.min_response_chars} and max_response_chars {self.max_response_chars}, "
+                "so that no answer can be; lower the one, or raise the other"
+            )
+        return self

@@ -2,7 +2,7 @@
 
 from urllib.parse import unquote, urlsplit
 
-from pydantic import field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from contract.config import Frozen
 
@@ -10,15 +10,21 @@ NO_CREDENTIALS = "credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and 
 
 
 class StorageConfig(Frozen):
-    root: str | None = None
+    root: str | None = Field(default=None, min_length=1)
     """file:///folder or s3://bucket/prefix; when unset, the machine's BESSEMER_STORAGE_ROOT, else the project's `runs/` folder."""
-    endpoint_url: str | None = None
+    endpoint_url: str | None = Field(default=None, min_length=1)
     """Another S3 server than Amazon's; credentials and region as boto3 finds them."""
 
     @field_validator("root", "endpoint_url")
     @classmethod
-    def _usable(cls, value: str | None) -> str | None:
-        return None if value is None else usable_uri(value)
+    def _usable(cls, value: str | None, field: ValidationInfo) -> str | None:
+        known = ("http", "https") if field.field_name == "endpoint_url" else ("", "file", "s3")
+        if value is not None and urlsplit(usable_uri(value)).scheme not in known:
+            there = "http:// and https://" if field.field_name == "endpoint_url" else "file:///folder and s3://bucket/prefix"
+            raise ValueError(
+                f"storage.{field.field_name} {value} has the scheme {urlsplit(value).scheme or 'of a path'}; {there} are known"
+            )
+        return value
 
 
 def usable_uri(uri: str) -> str:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contract.config import Frozen
-from contract.errors import InputError
+from contract.errors import InputError, StageFailed
 from contract.ledger import Ledger
 from contract.schemas import TOKENS
 from engine.installed_tools import tool
@@ -51,6 +51,8 @@ def evaluate(
     `aligned`: what METHODS made of SFT's model, by name. The work is done by a child process (evaluation/child.py). Figures: the
     headlines and the claims that hold.
     """
+    if unknown := set(aligned) - set(METHODS):
+        raise StageFailed(f"evaluate has no input {', '.join(sorted(unknown))}; what can be aligned is {', '.join(METHODS)}")
     later = sorted(aligned, key=[*METHODS].index)  # their order is that of the rows in responses.parquet
     models = {"base": base} | ({"sft": sft} if sft is not None else {}) | {name: aligned[name] for name in later}
     vocab_size = int(orjson.loads((base.folder("model") / "config.json").read_bytes())["vocab_size"])

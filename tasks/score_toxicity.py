@@ -56,12 +56,19 @@ def _local(uri: str, endpoint_url: str | None) -> Path:
     if parts.scheme == "s3":
         folder, name = uri.rsplit("/", 1)
         path = Scratch("toxicity").path / name  # held as long as this process lives
-        open_root(folder, endpoint_url).fetch(name, path)
+        try:
+            open_root(folder, endpoint_url).fetch(name, path)
+        except FileNotFoundError as error:
+            raise InputError(_absent(uri)) from error
         return path
     path = Path(unquote(parts.path) if parts.scheme == "file" else uri)
     if not path.is_file():
-        raise InputError(f"filters.toxicity.model is {uri}, where no file is; give a fastText .bin or .ftz, or leave it out")
+        raise InputError(_absent(uri))
     return path
+
+
+def _absent(uri: str) -> str:
+    return f"filters.toxicity.model is {uri}, where no file is; give a fastText .bin or .ftz, or leave it out"
 
 
 @lru_cache(maxsize=1)

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from contract.config import Frozen
+from contract.config import Frozen, Seed
 from contract.schemas import DOMAINS
 
-Weights = dict[str, Annotated[float, Field(ge=0)]]
-Temperature = Annotated[float, Field(gt=0)]
+Weights = dict[str, Annotated[float, Field(ge=0, le=1e9)]]
+Temperature = Annotated[float, Field(ge=0.1, le=1e6)]
 
 
 class TokenizerConfig(Frozen):
@@ -24,7 +24,7 @@ class TokenizerConfig(Frozen):
     """At most this much of one document, from its beginning, so that no single book is a domain's whole sample."""
     encoder: Literal["gigatoken", "tokenizers"] = "gigatoken"
     """What encodes the corpus. Both give the same ids (checked at the start of every part); gigatoken is 20 to 50 times faster."""
-    seed: int = 1
+    seed: Seed = 1
     """Which documents of a domain are in the sample."""
 
 
@@ -34,18 +34,19 @@ class MixConfig(Frozen):
     weights: Weights = Field(
         default={"web": 40.0, "books": 20.0, "code": 15.0, "academic": 10.0, "reference": 10.0, "conversation": 5.0}, validate_default=True
     )
-    """Shares in tokens; they need not sum to 100. A domain that is left out is not trained on."""
+    """Shares in tokens; they need not sum to 100. A domain that is left out is not trained on. Given whole, they replace all weights;
+    `mix.weights.web` changes one."""
     temperature: Temperature | None = None
     """Instead of the weights: a domain of n tokens weighs n^(1/temperature). 1: as it comes; large: all domains alike."""
     total_tokens: int | None = Field(default=None, ge=1)
     """Tokens wanted, repeats included; as many as the train split holds when unset."""
-    max_epochs: float = Field(default=4.0, gt=0)
+    max_epochs: float = Field(default=4.0, gt=0, le=1e6)
     """The most often a domain is gone through. Up to 4 passes are nearly as good as new text (Muennighoff et al. 2023)."""
     validation_tokens: int | None = Field(default=1_000_000, ge=1)
     """Validation tokens of each domain that are packed, at most, for the loss during training; all when unset. Evaluation reads its own."""
     bucket_tokens: int = Field(default=2**24, ge=1)
     """Tokens that are sorted and packed at a time: what one worker holds in memory is about 30 bytes each."""
-    seed: int = 1
+    seed: Seed = 1
     """The order of documents and blocks, and which documents of a domain are taken when not all are."""
 
     @field_validator("weights")

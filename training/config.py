@@ -5,9 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from contract.config import Fraction, Frozen, one_of
+from contract.config import Decay, Fraction, Frozen, Seed, one_of
 from training.options import Recipe, Schedule, Skipping
 
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+WeightDecay = Annotated[float, Field(ge=0, le=10)]
 EngineName = Literal["deepspeed", "plain"]
 
 
@@ -16,17 +18,17 @@ class Optimisation(Frozen):
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon orthogonalises the update of every hidden matrix (Jordan 2024) and leaves embeddings, norms and heads to AdamW."""
-    learning_rate: PositiveFloat = 3e-3
+    learning_rate: LearningRate = 3e-3
     """Peak rate; under muon that of the matrices. 3e-3 is the laptop trial's for 2M parameters; 124M wants 6e-4 (GPT-3)."""
-    embedding_learning_rate: PositiveFloat | None = None
+    embedding_learning_rate: LearningRate | None = None
     """AdamW's rate for embeddings, norms and heads under muon; learning_rate when unset."""
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
     """0.95 as in GPT-3: 0.999 remembers more steps than short runs have."""
-    epsilon: PositiveFloat = 1e-8
-    momentum: Fraction = 0.95
+    epsilon: float = Field(default=1e-8, gt=0, le=1)
+    momentum: Decay = 0.95
     """Muon's (Jordan 2024)."""
-    weight_decay: NonNegativeFloat = 0.1
+    weight_decay: WeightDecay = 0.1
     """Decoupled, on matrices only (GPT-3)."""
     grad_clip: NonNegativeFloat = 1.0
     """Largest global norm of the gradient (GPT-3); 0 turns it off."""
@@ -77,7 +79,7 @@ class TrainConfig(Optimisation):
     """deepspeed, or plain (torch alone: the oracle, and what runs where DeepSpeed is not)."""
     zero_stage: int = Field(default=1, ge=0, le=3)
     """What DeepSpeed spreads over the ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
-    seed: int = 1
+    seed: Seed = 1
     """Draws the initial weights and the order of the blocks."""
     max_steps: PositiveInt | None = 600
     """Unset: as many as fit into `seconds` on this machine, by what calibrate measured."""
@@ -85,7 +87,7 @@ class TrainConfig(Optimisation):
     """Time for the steps where max_steps is unset; a third of the laptop's eight minutes."""
     global_batch_tokens: PositiveInt = 4096
     """Tokens a step over all ranks (laptop trial: small steps are better at this size); a multiple of the model's context."""
-    init_from: str | None = None
+    init_from: str | None = Field(default=None, min_length=1)
     """A folder with config.json and model.safetensors to start from: continued pretraining."""
     validation_every: PositiveInt = 100
     """Steps between two looks at the validation blocks."""
@@ -101,15 +103,15 @@ class TrainConfig(Optimisation):
 class FineTuneConfig(Optimisation):
     """SFT, the reward model and the direct methods: passes over pairs."""
 
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 0.0
+    learning_rate: LearningRate = 1e-3
+    weight_decay: WeightDecay = 0.0
     warmup_steps: NonNegativeInt = 10
-    seed: int = 1
+    seed: Seed = 1
     max_steps: PositiveInt | None = 100
     """Unset: as many as fit into `seconds`, by what calibrate measured."""
     seconds: PositiveFloat = 30
     """Time for the steps where max_steps is unset."""
-    batch_size: PositiveInt = 32
+    batch_size: int = Field(default=32, ge=1, le=2**20)
     """Pairs a step over all ranks."""
     validation_every: PositiveInt = 50
     validation_pairs: NonNegativeInt = 256
@@ -117,7 +119,7 @@ class FineTuneConfig(Optimisation):
 
 
 class DpoConfig(FineTuneConfig):
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: LearningRate = 2e-4
     """The laptop trial's."""
     beta: PositiveFloat = 0.1
     """Strength of the tie to the reference (Rafailov et al. 2023)."""
@@ -126,25 +128,25 @@ class DpoConfig(FineTuneConfig):
 class PpoConfig(Optimisation):
     """PPO with a value head on the policy's trunk (Schulman et al. 2017; Stiennon et al. 2020)."""
 
-    learning_rate: PositiveFloat = 1.5e-4
+    learning_rate: LearningRate = 1.5e-4
     """The laptop trial's: 3e-4 let the KL run away."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: WeightDecay = 0.0
     warmup_steps: NonNegativeInt = 0
     decay_fraction: Fraction = 0.0
-    seed: int = 1
+    seed: Seed = 1
     iterations: PositiveInt | None = 12
     """Unset: as many as fit into `seconds`, by what calibrate measured."""
     seconds: PositiveFloat = 60
     """Time for the iterations where their number is unset."""
-    batch_size: PositiveInt = 64
+    batch_size: int = Field(default=64, ge=1, le=2**20)
     """Prompts an iteration over all ranks, one answer each."""
     minibatches: PositiveInt = 1
     """Updates an epoch: the batch is cut into so many."""
     epochs: int = Field(default=4, ge=2, le=4)
     """Passes over each batch of answers."""
     max_new_tokens: PositiveInt = 48
-    temperature: PositiveFloat = 1.0
-    clip: PositiveFloat = 0.2
+    temperature: float = Field(default=1.0, gt=0, le=100)
+    clip: float = Field(default=0.2, gt=0, lt=1)
     """Of the probability ratio (Schulman et al. 2017)."""
     value_clip: PositiveFloat = 0.2
     value_coefficient: PositiveFloat = 0.1
