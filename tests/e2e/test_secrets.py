@@ -33,5 +33,5 @@ def test_neither_prefects_database_nor_a_log_holds_a_secret(installed: Installat
     """After a run over what is there; logs, states and artifacts of runs are in the database."""
     installed.wait(installed.start("curate", **{"storage.root": undisturbed.uri}), is_final)
     folder = installed.home.parent
-    assert list((folder / "prefect").glob("prefect.db*")) and list(folder.rglob("*.log"))
+    assert list((installed.home / ".prefect").glob("prefect.db*")) and list(folder.rglob("*.log"))
     assert not list(found_in(folder))
