@@ -13,7 +13,7 @@ help: ## this list
 setup: ## everything that a clean clone needs, into .venv/; nothing when nothing changed
 	@PYTHON=$(PYTHON) TORCH=$(TORCH) deployments/setup.sh $(WITH)
 
-test check lint tests faults faults-all test-infra: WITH := --tests
+test check faults faults-all test-infra: WITH := --tests
 
 pretrain: setup up ## raw text to an aligned, evaluated, exported model, through the Prefect server (PRESET=laptop)
 	@$(IN)/python -m services.watch pretrain/full preset=$(PRESET)

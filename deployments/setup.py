@@ -5,7 +5,7 @@ depends on, kept in .venv/bessemer-setup.json; a step runs when its digest diffe
 where it stopped.
 
     packages   deployments/locks/run.lock, exactly, by uv
-    torch      its CPU build or the package index's own, which is built for CUDA: `torch_build`
+    torch      its CPU build or the package index's own, which is built for CUDA: `install_torch`
     tests      deployments/locks/test.lock, with --tests only
     project    this clone, editable, so that `bessemer` is a command
     kenlm      from its sdist: the trainer and build_binary, which `pip install kenlm` leaves out, and the Python module, whose generated
@@ -127,8 +127,7 @@ class Step:
         start = time.monotonic()
         self.work()
         say(f"setup   {self.name:<10}{time.monotonic() - start:.0f} s")
-        with ONE_AT_A_TIME:
-            record(self.venv, {**recorded(self.venv), self.name: self.digest})
+        note(self.venv, self.name, self.digest)
 
 
 def say(line: str) -> None:
@@ -142,7 +141,7 @@ def steps(repo: Path, venv: Path, with_tests: bool = False) -> list[Step]:
     project, itself = (sha256(path.read_bytes()) for path in (repo / "pyproject.toml", Path(__file__)))
     place = str(repo) + VERSION  # scripts and the editable install hold absolute paths: a moved clone is set up again
     share = venv / "share" / "bessemer" / "lid.176.ftz"
-    tools = [venv / "bin" / "lmplz", venv / "bin" / "build_binary"]
+    tools = [] if on_path("lmplz") and on_path("build_binary") else [venv / "bin" / "lmplz", venv / "bin" / "build_binary"]
     build = os.environ.get("TORCH") or recorded(venv).get("TORCH", "")
     tests = Step(venv, "tests", f"test.lock: {head_of(repo, 'test')}", digest_of(test, itself, place),
                  [venv / "bin" / "pytest"], lambda: install_lock(repo, venv, "test"))  # fmt: skip
@@ -214,7 +213,7 @@ def install_torch(repo: Path, venv: Path, build: str) -> None:
     what = f"CPU build, {TORCH_CPU_SIZE}" if arguments else f"CUDA build, {head_of(repo, 'gpu')}"
     say(f"setup   torch     {version}, {what}: {why}")
     uv(venv, "install", "--no-deps", *(arguments or ["--require-hashes", "-r", str(repo / LOCKS / "gpu.lock")]))
-    record(venv, {**recorded(venv), "TORCH": build})
+    note(venv, "TORCH", build)
     compile_python(venv, venv / "lib")
 
 
@@ -266,19 +265,17 @@ def compile_python(venv: Path, *folders: Path) -> None:
 
 
 def build_kenlm(venv: Path, tools: list[Path]) -> None:
-    """Build two targets with cmake (23-50 s on 2 cores), unless they are on PATH or were built here before, and the Python module."""
+    """Build two targets with cmake (23-50 s on 2 cores), unless they were built here before and still run, and the Python module."""
     need_compiler()
-    missing = [tool for tool in tools if not (tool.exists() and runs(tool))]
     with tempfile.TemporaryDirectory(prefix="bessemer-kenlm-") as scratch:
         source = fetch_kenlm(venv, Path(scratch))
-        if missing and not (on_path("lmplz") and on_path("build_binary")):
+        if not all(tool.exists() and runs(tool) for tool in tools):
             need_packages(KENLM_PACKAGES)
             options = ["-DCMAKE_BUILD_TYPE=Release", "-DKENLM_MAX_ORDER=6", "-DENABLE_PYTHON=OFF"]
             cmake("-S", str(source), "-B", f"{scratch}/build", *options)
             cmake("--build", f"{scratch}/build", "-j", str(os.cpu_count() or 1), "--target", "lmplz", "build_binary")
-        for tool in missing:
-            built = Path(scratch, "build", "bin", tool.name)
-            put(tool, (built if built.exists() else Path(shutil.which(tool.name) or "")).read_bytes(), mode=0o755)
+            for tool in tools:
+                put(tool, Path(scratch, "build", "bin", tool.name).read_bytes(), mode=0o755)
         command = [str(venv / "bin" / "cython"), "--cplus", str(source / "python" / "kenlm.pyx")]
         finish(command, subprocess.run(command, capture_output=True, text=True))
         pip(venv, "install", "--no-deps", "--no-build-isolation", "--no-index", str(source))
@@ -375,12 +372,9 @@ def finish(command: list[str], done: subprocess.CompletedProcess[str]) -> None:
 def run_uv(venv: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     settings = pip_settings(venv)
     environment = {**uv_variables(settings), **os.environ, "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu", **more}
-    options = [
-        "--python",
-        str(venv / "bin" / "python"),
-        *(["--no-index"] if settings.get("no-index") in ("1", "true", "yes", "on") else []),
-    ]
-    command = [str(venv / "bin" / "uv"), "pip", arguments[0], "-q", *options, *arguments[1:]]
+    command = [str(venv / "bin" / "uv"), "pip", *arguments, "-q", "--python", str(venv / "bin" / "python")]
+    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+        command.append("--no-index")
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -457,6 +451,11 @@ def recorded(venv: Path) -> dict[str, str]:
         return json.loads((venv / "bessemer-setup.json").read_text())
     except (OSError, ValueError):
         return {}
+
+
+def note(venv: Path, name: str, value: str) -> None:
+    with ONE_AT_A_TIME:  # two threads note their steps in one file
+        record(venv, {**recorded(venv), name: value})
 
 
 def record(venv: Path, digests: dict[str, str]) -> None:

@@ -78,7 +78,7 @@ def test_a_moved_clone_is_set_up_again(clone: Path, tmp_path_factory: pytest.Tem
 def test_the_other_build_of_torch_is_taken_when_asked_for_and_then_kept(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH", "gpu")
     assert due(clone) == ["torch", "imports"]
-    setup.record(clone / ".venv", {**setup.recorded(clone / ".venv"), "TORCH": "gpu"})
+    setup.note(clone / ".venv", "TORCH", "gpu")
     asked_for = {step.name: step.digest for step in setup.steps(clone, clone / ".venv")}
     monkeypatch.delenv("TORCH")
     assert {step.name: step.digest for step in setup.steps(clone, clone / ".venv")} == asked_for
