@@ -1,6 +1,6 @@
 """What a machine is found to do best, and that steps follow from it and from nothing else."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,7 +54,9 @@ def test_calibrate_measures_here_and_pretraining_takes_the_steps_that_fit(local:
     one = engine(local, settings, ranks=1, compile=False)
     found = call(one, calibrate)
     chosen = found.json("calibration.json")
-    assert chosen["place"] == {"dtype": "float32", "ranks": 1, "threads": chosen["place"]["threads"], "compile": False}
+    tried = [asdict(where) for where in places(RunOptions(ranks=1, compile=False), 4, Machine.here())]
+    assert chosen["place"] in [{key: where[key] for key in chosen["place"]} for where in tried], "which one wins is the machine's to say"
+    assert chosen["place"]["ranks"] == 1 and chosen["place"]["compile"] is False
     assert 0 < chosen["token_s"] * 4 * CONTEXT <= chosen["step_s"] and chosen["fixed_s"] >= 0
     assert one.journal.warnings == [f"calibrate: {one.journal.warnings[0].partition(': ')[2]}"]  # type: ignore[attr-defined]
     assert one.plan(calibrate, {}).reuse is not None, "measured once"
