@@ -73,6 +73,11 @@ def is_of_the_machine(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE)
 
 
+def has_a_sentence(error: BaseException | None) -> bool:
+    """Whether it was to be expected, and says itself what to do: an error of ours or the operating system's. A fault in code is neither."""
+    return isinstance(error, PipelineError) or (isinstance(error, OSError) and bool(error.strerror))
+
+
 def said(error: BaseException) -> str:
     """What a person needs of an error: its sentence when it is ours or the operating system's, its kind and text when it is neither."""
     if isinstance(error, PipelineError):

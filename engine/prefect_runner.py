@@ -1,7 +1,8 @@
 """Runs each stage as a Prefect task run. The artifact is looked up first, so that the task run's name can say `cached`.
 
-Prefect keeps none of our results (NO_CACHE): the engine alone decides what is done. Only errors that can heal are retried. Also here: what
-a flow run does on SIGTERM, and the journal that writes to Prefect's log and artifacts.
+Prefect keeps none of our results (NO_CACHE): the engine alone decides what is done. Only errors that can heal are retried. An error that
+has a sentence is that sentence, once; only a fault of ours gets a traceback. Also here: what a flow run does on SIGTERM, and the journal
+that writes to Prefect's log and artifacts.
 """
 
 import logging
@@ -25,7 +26,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Completed, Failed
 
 from contract.child_processes import kill_below
-from contract.errors import ComeAgain, PipelineError, TransientError, said
+from contract.errors import ComeAgain, PipelineError, TransientError, has_a_sentence, said
 from engine.launch import ask_to_stop, end_all
 from engine.runner import TRIES, PlanRunner, Stages, refuse_missing, run_planned
 from engine.stage import Engine, Stage
@@ -87,6 +88,10 @@ class PrefectRunner:
                 artifact, state = run_planned(self.engine, planned)
             except ComeAgain:
                 _leave()
+            except (PipelineError, OSError) as error:
+                if not has_a_sentence(error):
+                    raise
+                return _once.failed(error)  # raised, it would have Prefect's words before its own
             if state == "cached":
                 return Completed(name="Cached", message=f"reused {artifact.where()}", data=artifact)
             create_markdown_artifact(summary(artifact), key=f"stage-{_key(stage.name)}", description=artifact.where())
@@ -99,15 +104,45 @@ class PrefectRunner:
 
 
 def ending_in_a_sentence(body: Callable[[], None]) -> State | None:
-    """Run a flow's body. On an error return Failed, with the error's sentence as the whole message; Prefect would put its own words first.
+    """Run a flow's body. On an error that has a sentence, log that and return Failed with it as the whole message.
 
     The state holds the error, so that the process ends as if it had been raised.
     """
+    for name in PREFECT_LOGGERS:
+        logging.getLogger(name).addFilter(_once)
     try:
         body()
     except (PipelineError, OSError) as error:
+        if not has_a_sentence(error):
+            raise
+        log.error(said(error))
         return Failed(message=said(error), data=error)
     return None
+
+
+class SaidOnce(logging.Filter):
+    """For Prefect's own loggers: an error that has a sentence is logged by us alone, without its traceback and without its text again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sentences: set[str] = set()
+
+    def failed(self, error: Exception) -> State:
+        """The state of a task or flow run that ends by this error. Raise one that can heal: Prefect then tells of the next try."""
+        self._sentences.add(said(error))
+        if isinstance(error, TransientError):
+            raise error
+        return Failed(message=said(error), data=error)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith(FINISHED) and any(repr(sentence)[1:-1] in record.msg for sentence in self._sentences):
+            record.msg = FINISHED
+        return record.exc_info is None or not has_a_sentence(record.exc_info[1])
+
+
+FINISHED = "Finished in state Failed"
+_once = SaidOnce()
+PREFECT_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 
 
 def stop_on_sigterm(on_cancel: Callable[[], None] = lambda: None) -> None:

@@ -9,6 +9,7 @@ from bessemer.config import Config, Preset
 from engine.runner import Runner
 from flows import curate, train
 from flows.in_prefect import in_prefect
+from flows.this_run import chosen_name
 from tasks.dpo import direct
 from tasks.ppo import ppo
 from tasks.reward import reward
@@ -38,7 +39,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     return stages(run, config, train.stages(upstream, config, curate.body(upstream, config)))
 
 
-@flow(name="align")
+@flow(name="align", flow_run_name=chosen_name)
 def align(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Align the model that train/full made.
 

@@ -37,8 +37,9 @@ class BorrowedMachines:
             name = f"join/{deployment_in(client, 'join', own.work_pool_name).name}"
             parameters = {"address": address, "run": str(own.id), "attempt": own.run_count}
             joined = []
-            for _ in range(count):
-                found = run_deployment(name, parameters=parameters, timeout=0, work_queue_name=own.work_queue_name)
+            for number in range(1, count + 1):
+                title = f"join {number} of {count} for {own.name}"
+                found = run_deployment(name, flow_run_name=title, parameters=parameters, timeout=0, work_queue_name=own.work_queue_name)
                 assert isinstance(found, FlowRun)
                 joined.append(found.id)
                 self.sender.waited_for.append(found.id)

@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import State
 from bessemer.config import Config, Preset
 from engine.runner import Runner
 from flows.in_prefect import in_prefect
+from flows.this_run import chosen_name
 from tasks.align_data import align_data
 from tasks.deduplicate import deduplicate
 from tasks.eval_tasks import eval_tasks
@@ -73,7 +74,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     }
 
 
-@flow(name="curate")
+@flow(name="curate", flow_run_name=chosen_name)
 def curate(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Turn raw text into training blocks, and pairs for alignment.
 

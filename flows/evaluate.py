@@ -9,6 +9,7 @@ from bessemer.config import Config, Preset
 from engine.runner import Runner
 from flows import align, curate, train
 from flows.in_prefect import in_prefect
+from flows.this_run import chosen_name
 from tasks.evaluate import evaluate as evaluate_models
 from training.config import METHODS
 
@@ -29,7 +30,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     return stages(run, config, upstream(run, config))
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", flow_run_name=chosen_name)
 def evaluate(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Score the models that align/full made.
 

@@ -9,6 +9,7 @@ from bessemer.config import Config, Preset
 from engine.runner import Runner
 from flows import evaluate
 from flows.in_prefect import in_prefect
+from flows.this_run import chosen_name
 from tasks.export import export as export_model
 from tasks.report import report
 
@@ -24,7 +25,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     return stages(run, config, evaluate.stages(there, config, evaluate.upstream(there, config)))
 
 
-@flow(name="export")
+@flow(name="export", flow_run_name=chosen_name)
 def export(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Export the chosen model and write the report.
 

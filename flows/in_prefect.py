@@ -27,6 +27,7 @@ from engine.stage import Engine
 from flows.borrow_machines import BorrowedMachines
 from flows.lend_machine import shared_token
 from flows.send_parts import PartSender
+from flows.this_run import refuse_other_code
 from store.run_records import recorded
 
 log = logging.getLogger("bessemer")
@@ -40,6 +41,7 @@ def in_prefect(flow: str, body: Body, preset: Preset, config: str | None, overri
 
 
 def _run(flow: str, body: Body, preset: Preset, file: str | None, overrides: dict[str, Any]) -> None:
+    refuse_other_code()
     prepare_environment()
     gc.freeze()  # imported objects stay: a scan of them at every collection takes half a second of a run that is all Cached
     log.setLevel(logging.INFO)  # Prefect gives loggers of ours the root's level, WARNING

@@ -24,6 +24,7 @@ from contract.environment_variables import prepare_environment
 from contract.errors import ConfigError, StageFailed
 from engine.prefect_runner import ending_in_a_sentence
 from engine.ranks import without_passwords
+from flows.this_run import refuse_other_code
 from services.background import die_with_parent, is_alive, send
 
 log = logging.getLogger("bessemer")
@@ -48,6 +49,7 @@ def join(address: str, run: str, attempt: int) -> State | None:
 
 
 def lend(address: str, run: str, attempt: int) -> None:
+    refuse_other_code()
     log.setLevel(logging.INFO)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", address, "--block", "--disable-usage-stats"]
     command += ["--object-store-memory", str(STORE_BYTES)]

@@ -9,6 +9,7 @@ from bessemer.config import Config, Preset
 from engine.runner import Runner
 from flows import align, curate, evaluate, export, train
 from flows.in_prefect import in_prefect
+from flows.this_run import chosen_name
 
 
 def body(run: Runner, config: Config) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     return run.part("export", lambda run: export.stages(run, config, scored))
 
 
-@flow(name="pretrain")
+@flow(name="pretrain", flow_run_name=chosen_name)
 def pretrain(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Run every stage; what is done already shows as Cached.
 

@@ -22,6 +22,7 @@ from prefect.states import AwaitingRetry, Cancelling
 
 from bessemer.config import Config
 from contract.errors import ConfigError, StageFailed
+from flows.this_run import name_of
 from services.background import worker_processes
 
 log = logging.getLogger("bessemer")
@@ -72,20 +73,27 @@ class PartSender:
             deployment = deployment_in(client, part, pool)
             name = f"{part}/{deployment.name}"
             key = f"{prefect.runtime.flow_run.id}-{part}"
-            found = run_deployment(name, parameters=parameters, idempotency_key=key, timeout=0, work_queue_name=queue or None)
+            found = run_deployment(
+                name,
+                flow_run_name=name_of(part, parameters),
+                parameters=parameters,
+                idempotency_key=key,
+                timeout=0,
+                work_queue_name=queue or None,
+            )
             assert isinstance(found, FlowRun)
             child = client.read_flow_run(found.id)  # an earlier attempt of this run may have made it
             if child.state is not None and child.state.is_final():
                 client.set_flow_run_state(child.id, AwaitingRetry(message="Retried by the run that waits for it"), force=True)
-            log.info(f"{part} goes to the pool {place} as {name} {child.name}")
+            log.info(f"{part} goes to the pool {place} as {name} ({child.name})")
             self.waited_for.append(child.id)
-            child = _wait(client, child, f"{name} {child.name}", pool)
+            child = _wait(client, child, f"{name} ({child.name})", pool)
             self.waited_for.remove(child.id)
         state = child.state
         assert state is not None
         if not state.is_completed():
             message = (state.message or "it says no more").removeprefix("Flow run encountered an exception: ")
-            raise StageFailed(f"{name} {child.name} ended {state.name}: {message} Retry of this run goes on with it.")
+            raise StageFailed(f"{name} ({child.name}) ended {state.name}: {message} Retry of this run goes on with it.")
 
     def cancel(self) -> None:
         """Pass a Cancel on. The server would do so too, but half a minute later, and a GPU would work until then."""

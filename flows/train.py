@@ -9,6 +9,7 @@ from bessemer.config import Config, Preset
 from engine.runner import Runner
 from flows import curate
 from flows.in_prefect import in_prefect
+from flows.this_run import chosen_name
 from tasks.calibrate import calibrate
 from tasks.pretrain import pretrain
 
@@ -23,7 +24,7 @@ def body(run: Runner, config: Config) -> dict[str, Any]:
     return stages(run, config, curate.body(run.expecting("curate"), config))
 
 
-@flow(name="train")
+@flow(name="train", flow_run_name=chosen_name)
 def train(preset: Preset = Preset.laptop, config: str | None = None, overrides: dict[str, Any] | None = None) -> State | None:
     """Pretrain on the blocks that curate/full made.
 

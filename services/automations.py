@@ -24,7 +24,8 @@ BLOCK = "bessemer-notify"
 EVENT = "prefect.flow-run."
 OURS = {"prefect.resource.id": [f"prefect.tag.{TAG}"]}
 PAYLOAD = (
-    '{"text": {{ (flow.name ~ " (" ~ flow_run.name ~ ") " ~ flow_run.state.name ~ ": " ~ (flow_run.state.message or "") ~ " " ~ '
+    '{"text": {{ ((flow_run.name if flow_run.name.startswith(flow.name ~ " ") else flow.name ~ " (" ~ flow_run.name ~ ")") ~ " " ~ '
+    'flow_run.state.name ~ ": " ~ (flow_run.state.message or "") ~ " " ~ '
     '((flow_run | ui_url) or "")) | tojson }}}'
 )
 """One line of text, as Slack, Mattermost and Teams' workflows take it; whatever a message holds stays inside its quotes."""

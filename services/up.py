@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import yaml
 
 from contract.errors import InputError, PipelineError
 from services import background, password, profiles
+from services.code_version import code_digest
 from services.paths_and_ports import LOOPBACK, POOL, Clone, one_at_a_time, say, ui
 from services.prefect_api import GPU_QUEUES, Api
 
@@ -211,15 +211,6 @@ def deploy(clone: Clone, api: Api) -> None:
     del variables["BESSEMER_HOME"]  # `pull` keeps the placeholder, so that each worker takes its own clone
     quietly(background.prefect("--no-prompt", "deploy", "--all"), variables, clone.home, "prefect.yaml could not be deployed")
     say("flows", "deployed: " + " ".join(f"{each['entrypoint'].rpartition(':')[2]}/{each['name']}" for each in wanted))
-
-
-def code_digest(home: Path) -> str:
-    """The digest of what deployments are made from: prefect.yaml, presets, and the code, since any of it may hold a parameter's type."""
-    digest = hashlib.sha256()
-    files = {home / "prefect.yaml", *home.glob("deployments/presets/*.yaml"), *home.glob("*/*.py"), *home.glob("infra/machines/*.py")}
-    for path in sorted(path for path in files if path.parent.name not in ("tests", "benchmarks")):
-        digest.update(f"{path.relative_to(home)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 def quietly(command: list[str], variables: dict[str, str], cwd: Path, sentence: str) -> None:

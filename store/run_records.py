@@ -59,7 +59,7 @@ class RunRecord:
 
     def _write(self) -> None:
         whole = self.value | {"artifacts": list(self._used.values())}
-        self.storage.write(self.path, dump_checked(_hidden(whole), indent=1))
+        self.storage.write(self.path, dump_checked(without_secrets(whole), indent=1))
 
 
 @contextlib.contextmanager
@@ -100,12 +100,12 @@ def _ending(error: BaseException) -> tuple[str, str]:
     return "failed", said(error)
 
 
-def _hidden(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
     """The value without the environment's secrets: an error or an override may repeat one."""
     if isinstance(value, dict):
-        return {key: _hidden(inner) for key, inner in value.items()}
+        return {key: without_secrets(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_hidden(inner) for inner in value]
+        return [without_secrets(inner) for inner in value]
     if isinstance(value, str):
         for name, secret in os.environ.items():
             if SECRET_NAMES.search(name) and len(secret) >= LEAST_SECRET_CHARS and secret in value:

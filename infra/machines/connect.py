@@ -20,8 +20,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from contract.errors import InputError, PipelineError
 from infra.machines.instance_metadata import Metadata, MetadataDown
+from services.code_version import code_digest, others
 from services.prefect_api import Api
-from services.up import code_digest
 
 HOME = Path(__file__).resolve().parents[2]
 
@@ -80,8 +80,7 @@ def check(api: Api, pool: str, code: str, prefect: str) -> None:
             f"the server at {api.url} has Prefect {server}, this machine {prefect}: apply again, so that both are of one release"
         )
     found = api.call("POST", "/deployments/filter", {"work_pools": {"name": {"any_": [pool]}}}) or []
-    other = sorted({each["version"] for each in found if each.get("version")} - {code})
-    if other:
+    if other := others((each.get("version") for each in found), code):
         raise InputError(
             f"the deployments of the pool {pool} were made from code {', '.join(other)}, this machine has {code}: "
             "deploy from the release that the machines have (make deploy-workers does both)"

@@ -1,6 +1,7 @@
 """The real deployments on a real server and worker, over the artifacts of an undisturbed run."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -31,6 +32,37 @@ def test_a_deployment_run_shows_every_stage_cached_and_ends_well(installed: Inst
     assert len(tasks) == 26
     assert {task["state"]["name"] for task in tasks} == {"Cached"}
     assert all(task["name"].endswith(" cached") for task in tasks)
+
+
+def test_a_run_says_in_its_name_what_it_is_unless_a_person_named_it(installed: Installation, undisturbed: Storage):
+    run = installed.wait(installed.start("curate", **{"storage.root": undisturbed.uri, "gates.max_share_deviation": 0.53}), is_final)
+    assert run["name"].startswith("curate smoke gates.max_share_deviation=0.53 "), run["name"]
+    parameters = ["-p", "preset=smoke", "-p", f'overrides={{"storage.root": "{undisturbed.uri}"}}']
+    done = installed.prefect("deployment", "run", "curate/full", "--flow-run-name", "my-run", *parameters)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = installed.wait(next(line.split()[-1] for line in done.stdout.splitlines() if "UUID:" in line), is_final)
+    assert (run["name"], run["state"]["name"]) == ("my-run", "Completed"), run["state"]
+
+
+def test_code_that_changed_since_up_is_refused_in_a_sentence_and_retry_goes_on_after_up(installed: Installation, undisturbed: Storage):
+    file = installed.home / "prefect.yaml"
+    real = file.resolve()
+    file.unlink()
+    try:
+        file.write_text(real.read_text() + "# another release\n")
+        run = installed.wait(installed.start("curate", **{"storage.root": undisturbed.uri}), is_final)
+        assert run["state"]["name"] == "Failed"
+        assert re.match(r"curate/full was deployed from code \w{12}, but .* has code \w{12}: nothing was run", run["state"]["message"])
+        assert not installed.tasks(run["id"]), "something ran before it was refused"
+        installed.services("up")
+        retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+        installed.api.call("POST", f"/flow_runs/{run['id']}/set_state", retry)
+        run = installed.wait(run["id"], lambda run: run["run_count"] == 2 and is_final(run))
+        assert run["state"]["name"] == "Completed", run["state"]
+    finally:
+        file.unlink()
+        file.symlink_to(real)
+        installed.services("up")
 
 
 def test_a_wrong_value_makes_no_run_and_a_wrong_key_is_named_with_the_nearest(installed: Installation, undisturbed: Storage):

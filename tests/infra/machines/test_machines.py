@@ -15,8 +15,8 @@ from contract.errors import InputError
 from infra.machines.connect import check, from_secret, read_secret
 from infra.machines.deploy_workers import Stack, archive, fixes
 from infra.machines.prefect_server import prepare
+from services.code_version import code_digest
 from services.prefect_api import GPU_QUEUES
-from services.up import code_digest
 from tests.infra.machines.worlds import Server
 
 ROOT = Path(__file__).parents[3]
@@ -69,15 +69,16 @@ def test_other_bytes_are_refused_and_the_code_that_was_there_stays(release: tupl
 def test_worker_and_server_of_different_versions_refuse_each_other(prefect_server: Server):
     pool, deployments = prefect_server.pool()
     api, ours = prefect_server.api, api_version(prefect_server)
-    check(api, pool, "aaa", ours)
+    here, other = "a" * 12, "b" * 12
+    check(api, pool, here, ours)
     with pytest.raises(InputError, match=f"has Prefect {ours}, this machine 3.0.0"):
-        check(api, pool, "aaa", "3.0.0")
+        check(api, pool, here, "3.0.0")
     flow = api.call("GET", f"/deployments/{deployments['spot']}")["flow_id"]
-    body = {"name": "full", "flow_id": flow, "work_pool_name": pool, "work_queue_name": "spot", "version": "bbb", "entrypoint": "a.py:a"}
+    body = {"name": "full", "flow_id": flow, "work_pool_name": pool, "work_queue_name": "spot", "version": other, "entrypoint": "a.py:a"}
     api.call("POST", "/deployments/", body)
-    check(api, pool, "bbb", ours)
-    with pytest.raises(InputError, match="made from code bbb, this machine has aaa"):
-        check(api, pool, "aaa", ours)
+    check(api, pool, other, ours)
+    with pytest.raises(InputError, match=f"made from code {other}, this machine has {here}"):
+        check(api, pool, here, ours)
 
 
 def api_version(server: Server) -> str:
