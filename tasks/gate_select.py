@@ -62,17 +62,19 @@ def gate_select(
     spec = {"documents": documents, "splits": splits, "selection": selection, "families": families}
     parts = score_parts(out, _kept_statistics, **spec)
     rows = [_domain_row(domain, parts, config) for domain in sorted({domain for part in parts for domain in part})]
+    totals = _select_totals(selection, splits, rows, {*REASONS, *config.signals})
+    why = f"most are dropped for {totals['largest_reason']}"
     gates, most_overlap = config.gates, float(np.float32(config.max_overlap_fraction))  # as the signal's column holds it
     bounds = [
         Bound("totals", "train_documents", gates.min_train_documents, None, "gates.min_train_documents"),
-        Bound("totals", "kept_fraction", gates.min_kept_fraction, None, "gates.min_kept_fraction"),
-        Bound("totals", "largest_reason_fraction", None, gates.max_reason_fraction, "gates.max_reason_fraction"),
+        Bound("totals", "kept_fraction", gates.min_kept_fraction, None, "gates.min_kept_fraction", why),
+        Bound("totals", "largest_reason_fraction", None, gates.max_reason_fraction, "gates.max_reason_fraction", why),
         Bound("totals", "groups_on_two_sides", None, 0, "a group stands on one side of the split"),
         Bound("domains", "mean_language_probability", gates.min_mean_language_probability, None, "gates.min_mean_language_probability"),
         Bound("domains", "mean_toxic_words_per_1000", None, gates.max_toxic_words_per_1000, "gates.max_toxic_words_per_1000"),
         Bound("domains", "highest_overlap_fraction", None, most_overlap, "filters.contamination.max_overlap_fraction"),
     ]
-    return judge({"totals": [_select_totals(selection, splits, rows, {*REASONS, *config.signals})], "domains": rows}, bounds, out)
+    return judge({"totals": [totals], "domains": rows}, bounds, out)
 
 
 def _kept_statistics(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Bound:
     at_least: float | None
     at_most: float | None
     setting: str
+    why: str = ""
+    """What most often brought the figure about; it ends the sentence of a bound that does not hold."""
 
 
 def judge(tables: Mapping[str, Sequence[Row]], bounds: Sequence[Bound], out: Output) -> Ledger:
@@ -40,7 +42,8 @@ def judge(tables: Mapping[str, Sequence[Row]], bounds: Sequence[Bound], out: Out
     for name, rows in tables.items():
         wanted = [bound for bound in bounds if bound.table == name and any(row.get(bound.column) is not None for row in rows)]
         verdicts += _validate(out, name, rows, wanted)
-    failed = [_sentence(verdict) for verdict in verdicts if not verdict["holds"]]
+    why = {(bound.table, bound.column): bound.why for bound in bounds}
+    failed = [_sentence(verdict, why[verdict["table"], verdict["column"]]) for verdict in verdicts if not verdict["holds"]]
     if failed:
         raise GateFailed(
             f"{out.attempt.stage} does not hold:\n" + "\n".join(failed) + "\n"
@@ -96,7 +99,7 @@ def _validate(out: Output, name: str, rows: Sequence[Row], bounds: Sequence[Boun
     ]
 
 
-def _sentence(verdict: Row) -> str:
+def _sentence(verdict: Row, why: str) -> str:
     low, high = verdict["at_least"], verdict["at_most"]
     broken = {
         domain: figure
@@ -105,4 +108,5 @@ def _sentence(verdict: Row) -> str:
     }
     found = ", ".join(f"{figure:,.10g} ({domain})" for domain, figure in broken.items())
     wanted = f"at least {low:,.10g}" if low is not None else f"at most {high:,.10g}"
-    return f"  {verdict['expectation']} {verdict['column']}: found {found}, expected {wanted} ({verdict['setting']})"
+    because = f"; {why}" if why else ""
+    return f"  {verdict['expectation']} {verdict['column']}: found {found}, expected {wanted} ({verdict['setting']}){because}"

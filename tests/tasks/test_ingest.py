@@ -14,13 +14,15 @@ import pyarrow as pa
 import pytest
 
 from contract.config import RunOptions
-from contract.errors import InputError
+from contract.errors import GateFailed, InputError
 from contract.schemas import DOCUMENTS, document_id
 from engine.stage import Engine
+from filters.config import GatesConfig
 from sources.config import IngestConfig, Source
 from store.artifact import Artifact
 from store.root import open_root
 from store.storage import Storage
+from tasks.gate_ingest import gate_ingest
 from tasks.ingest import ingest
 
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); import test_ingest; test_ingest.run_here(*sys.argv[2:])"
@@ -91,6 +93,22 @@ def test_every_record_is_a_document_blank_or_quarantined_and_names_its_place(loc
         assert (data / name).read_bytes()[row["offset"] :].startswith(row["head"]) and row["head"].startswith(b'{"text": ')
     size = sum(len(text.encode()) for text in rows["text"].to_pylist())
     assert made.figures["domains"] == {"web": {"documents": 1201, "bytes": size, "files": 6}}
+
+
+def test_the_gate_names_the_commonest_reason_and_the_file_that_has_most_of_it(local: Storage, data: Path) -> None:
+    for name, count in (("1.jsonl", 5), ("3.jsonl", 20)):
+        with (data / name).open("a") as file:
+            file.write("".join(f'{{"text": [{number}]}}\n' for number in range(count)))
+    config = SimpleNamespace(
+        sources=(Source(uri=str(data), domain="web"),), ingest=IngestConfig(), gates=GatesConfig(max_quarantined_fraction=0.01),
+        storage=SimpleNamespace(endpoint_url=None),
+    )  # fmt: skip
+    engine = Engine(local, config, RunOptions(workers=1), Journal(), "test")
+    made = engine.run(engine.plan(ingest, {}))
+    said = r"quarantined_fraction: found 0\.02\d+ \(all\), expected at most 0\.01 \(gates\.max_quarantined_fraction\); "
+    said += r"most often \(25 of 27\) its text is .*, not a string; most of these \(20\) in web:3\.jsonl\n"
+    with pytest.raises(GateFailed, match=said):
+        engine.run(engine.plan(gate_ingest, {"documents": made}))
 
 
 def test_rows_are_the_same_whatever_the_part_size(local: Storage, data: Path) -> None:
