@@ -4,7 +4,7 @@ PipelineError                 exit 1
 ├── ConfigError               exit 2: a setting that cannot work
 ├── InputError                exit 2: a source, path or permission that the user can repair
 ├── StorageError              exit 1: the store refused or lost something
-│   └── TransientError        the same call may succeed later; the only kind that is retried
+├── TransientError            exit 1: the same call may succeed later; the only kind that is retried
 ├── IntegrityError            exit 1: bytes or counts are not what was recorded
 ├── GateFailed                exit 1: an expectation on the data does not hold
 ├── StageFailed               exit 1: a stage ended without its artifact
@@ -30,7 +30,7 @@ class StorageError(PipelineError):
     pass
 
 
-class TransientError(StorageError):
+class TransientError(PipelineError):
     pass
 
 

@@ -2,7 +2,8 @@
 
 Prefect's own worker answers SIGTERM by killing its flows: their handlers never run and the runs stay `Running` for ever. This process
 starts one. On SIGTERM or SIGINT it signals the flows first, waits until they are gone (they set AwaitingRetry), and then ends the worker.
-At its start it ends what an earlier worker of the same name left behind. For systemd: KillMode=mixed.
+At its start it ends what an earlier worker of the same name left behind, and while it works it takes up runs that crashed, whoever had
+them (services/take_up.py). For systemd: KillMode=mixed.
 
     python deployments/worker.py --pool cpu --name NAME        with PREFECT_API_URL set
 """
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from contract.environment_variables import prepare_environment
 from contract.errors import InputError, PipelineError
 from services import automations, background
 from services.prefect_api import Api
+from services.take_up import keep_taking_up, most_times
 
 
 def main() -> int:
@@ -46,12 +49,14 @@ def work(pool: str, name: str, grace_s: float, alone: bool, queues: list[str], l
     if not url:
         raise InputError("PREFECT_API_URL is not set: the address of the Prefect server, such as http://127.0.0.1:4200/api")
     api = Api(url)
+    most = most_times()
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stop.append(received))
     take_over(api, name, alone)
     watch_over(api)
     worker = start(pool, name, queues, limit)
+    threading.Thread(target=keep_taking_up, args=(api, most), daemon=True).start()
     # Not worker.wait(): a second wait from inside a signal handler would block on the same lock.
     while not stop and worker.poll() is None:
         time.sleep(0.2)
@@ -63,7 +68,7 @@ def work(pool: str, name: str, grace_s: float, alone: bool, queues: list[str], l
         end(worker)
     if api.is_healthy():
         for run in api.reconcile(name, alive=live_runs(name), alone=alone):
-            print(f"worker: {run} did not say where it stopped: Crashed, Retry continues it", flush=True)
+            print(f"worker: {run} did not say where it stopped: Crashed", flush=True)
     return 0 if stop else 1
 
 
@@ -72,7 +77,7 @@ def take_over(api: Api, name: str, alone: bool) -> None:
     if orphans := background.settle(name, grace_s=20):
         print(f"worker: stopped {orphans} flows of an earlier worker", flush=True)
     for run in api.reconcile(name, alive=set(), alone=alone):
-        print(f"worker: {run} had no process any more: Crashed, Retry continues it", flush=True)
+        print(f"worker: {run} had no process any more: Crashed", flush=True)
 
 
 def watch_over(api: Api) -> None:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from contract.errors import ComeAgain, ConfigError, InputError, PipelineError, StageFailed
+from contract.errors import ComeAgain, ConfigError, InputError, PipelineError, StageFailed, TransientError
 from engine.ranks import Children, free_port, start_ranks
 from engine.stage import Output
 from engine.stage_lines import Note
@@ -176,6 +176,8 @@ def _finish(children: Children, out: Output) -> None:
     may_come_again = (0, COME_AGAIN, -signal.SIGTERM) if children.is_stopping else (0, COME_AGAIN)
     if all(status in may_come_again for status in statuses):
         raise ComeAgain("checkpointed; the same command goes on from here")
+    if lost := [machine.lost for machine in children.machines if machine.lost]:
+        raise TransientError(f"{out.attempt.stage}: {lost[0]}; it goes on from the last checkpoint with another machine")
     own = [] if children.killed else children.errors
     kind, sentence = own[-1] if own else ("", _last_words(children, statuses, out))
     if kind in OUT_OF_MEMORY:

@@ -48,6 +48,9 @@ class Process(Protocol):
 class Machine(Protocol):
     """The ranks of another machine."""
 
+    lost: str | None
+    """What was seen when the machine vanished."""
+
     def signal(self, number: int) -> None: ...
     def end(self) -> None: ...
 

@@ -158,6 +158,7 @@ class RemoteMachine:
         self.ranks, self.address = ranks, node["NodeManagerAddress"]
         self.processes = [Rank() for _ in ranks]
         self.stderr = [folder / f"rank-{rank}.err" for rank in ranks]
+        self.lost: str | None = None
         self._lines, self._open = lines, len(ranks)
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # a signal handler may put into this kind
         self._thread: threading.Thread | None = None
@@ -199,7 +200,8 @@ class RemoteMachine:
                     self._lines.put(line)
                 time.sleep(LOOK_S)
         except ray.exceptions.RayError as error:
-            self._close(f"{self.address} left the Ray cluster ({str(error).strip().splitlines()[0]})")
+            self.lost = f"{self.address} left the Ray cluster ({str(error).strip().splitlines()[0]})"
+            self._close(self.lost)
 
     def _close(self, why: str) -> None:
         """Mark these ranks as ended, so that nobody waits for them any longer."""

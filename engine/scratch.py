@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from contract.errors import ComeAgain, StorageError
+from contract.errors import ComeAgain, StorageError, TransientError
 
 FULL_BYTES = 2**20
 PREFIX = "bessemer-"
@@ -57,7 +57,7 @@ def explain_full_folder(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (StorageError, ComeAgain):
+    except (StorageError, TransientError, ComeAgain):
         raise
     except Exception as error:
         free = free_bytes()

@@ -15,9 +15,10 @@ from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 
-from contract.errors import ConfigError, StageFailed
+from contract.errors import ConfigError, StageFailed, TransientError
 from flows.lend_machine import RELEASED
 from flows.send_parts import PartSender, deployment_in
+from services.take_up import BORROWED
 
 log = logging.getLogger("bessemer")
 
@@ -39,7 +40,9 @@ class BorrowedMachines:
             joined = []
             for number in range(1, count + 1):
                 title = f"join {number} of {count} for {own.name}"
-                found = run_deployment(name, flow_run_name=title, parameters=parameters, timeout=0, work_queue_name=own.work_queue_name)
+                found = run_deployment(
+                    name, flow_run_name=title, parameters=parameters, timeout=0, work_queue_name=own.work_queue_name, tags=[BORROWED]
+                )
                 assert isinstance(found, FlowRun)
                 joined.append(found.id)
                 self.sender.waited_for.append(found.id)
@@ -57,5 +60,7 @@ def _refuse_ended(joined: list[UUID]) -> None:
     with get_client(sync_client=True) as client:
         for each in joined:
             run = client.read_flow_run(each)
+            if run.state is not None and run.state.is_crashed():
+                raise TransientError(f"{run.name}: the machine that it lent has vanished ({run.state.message})")
             if run.state is not None and run.state.is_final():
                 raise StageFailed(f"{run.name}, which should lend its machine, ended {run.state.name}: {run.state.message}")

@@ -24,6 +24,8 @@ from bessemer.config import Config
 from contract.errors import ConfigError, StageFailed
 from flows.this_run import name_of
 from services.background import worker_processes
+from services.prefect_api import Api
+from services.take_up import is_due, most_times
 
 log = logging.getLogger("bessemer")
 
@@ -129,6 +131,12 @@ def _wait(client: SyncPrefectClient, child: FlowRun, name: str, pool: str) -> Fl
             online = _workers(client, pool)
             log.warning(f"{name} waits for a worker of the pool {pool}; online: {', '.join(online) or 'none'}")
             patience *= 10
-        if child.state is not None and child.state.is_final():
+        if child.state is not None and child.state.is_final() and not _goes_on(client, child):
             return child
         time.sleep(POLL_S)
+
+
+def _goes_on(client: SyncPrefectClient, child: FlowRun) -> bool:
+    """Whether it crashed and is to be taken up again, as is this run when its own machine vanishes."""
+    assert child.state is not None
+    return child.state.is_crashed() and is_due(Api(str(client.api_url)), str(child.id), most_times())

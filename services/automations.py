@@ -18,7 +18,8 @@ SILENT_S = 105
 SILENCE = "bessemer: end runs that fell silent"
 NOTICE = "bessemer: tell of broken runs"
 SILENT = (
-    f"No sign of life for {SILENT_S} s: its process is gone, or its machine cannot reach the server. Retry continues it where it stopped."
+    f"No sign of life for {SILENT_S} s: its process is gone, or its machine cannot reach the server. "
+    "A worker takes it up again where it stopped; Retry does so at once."
 )
 BLOCK = "bessemer-notify"
 EVENT = "prefect.flow-run."

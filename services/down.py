@@ -60,7 +60,7 @@ def stop_worker(clone: Clone, api: Api | None, alone: bool) -> None:
     background.settle(clone.worker_name, grace_s=15)  # flows of a worker that was killed before
     if api is not None:
         for name in api.reconcile(clone.worker_name, alive=set(), alone=alone):
-            say("runs", f"{name} is Crashed: its process did not say where it stopped; Retry continues it")
+            say("runs", f"{name} is Crashed: its process did not say where it stopped; the next worker takes it up again")
 
 
 def forget(clone: Clone) -> None:

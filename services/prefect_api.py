@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from contract.errors import InputError, PipelineError
 
-GONE = "Its process is gone (killed, or the machine stopped). Retry continues it where it stopped."
+GONE = "Its process is gone (killed, or the machine stopped). A worker takes it up again where it stopped; Retry does so at once."
 GPU_QUEUES = ("on-demand", "spot")
 """The queues of the pool of GPU machines; the first has the higher priority."""
 LIVE = ["RUNNING", "PENDING", "CANCELLING"]
@@ -103,10 +103,11 @@ class Api:
 
     # ------------------------------------------------------------ runs
 
-    def runs(self, states: list[str]) -> list[dict[str, Any]]:
+    def runs(self, states: list[str], **filters: Any) -> list[dict[str, Any]]:
+        wanted = {"state": {"type": {"any_": states}}} | filters
         found: list[dict[str, Any]] = []
         while True:
-            body = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": 200, "offset": len(found), "sort": "ID_DESC"}
+            body = {"flow_runs": wanted, "limit": 200, "offset": len(found), "sort": "ID_DESC"}
             page = self.call("POST", "/flow_runs/filter", body) or []
             found += page
             if len(page) < 200:

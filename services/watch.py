@@ -21,6 +21,7 @@ from services import background
 from services.paths_and_ports import POOL, Clone, ui
 from services.prefect_api import Api
 from services.status import running_api, worker_is_up
+from services.take_up import FINAL, is_due, most_times
 
 EVENT_MARKS = ("●", "▪", "prefect.flow-run.")  # the start of each line of `--watch` that is not about the whole run
 WORKER_GONE_S = 10  # a `make up` may be restarting it
@@ -85,7 +86,7 @@ def follow(child: "subprocess.Popen[str]", follower: "Follower", clone: Clone) -
         print("\n".join(head), flush=True)
         return child.wait()
     gone_since: float | None = None
-    while child.poll() is None:
+    while child.poll() is None or follower.goes_on():
         time.sleep(0.5)
         follower.print_new()
         there = background.running(clone.worker_pid) is not None or worker_is_up(api_url=follower.api.url)
@@ -96,10 +97,12 @@ def follow(child: "subprocess.Popen[str]", follower: "Follower", clone: Clone) -
             )
     follower.print_rest()
     last = [line.rstrip() for line in child.stdout if line.strip() and not line.startswith(EVENT_MARKS)]
-    print("\n".join([*follower.reason(), *last[-1:]]), flush=True)
-    if child.returncode and not clone.external:
+    last = last[-1:] if not follower.crashes else [f"the run ended {follower.state()['name']}"]
+    print("\n".join([*follower.reason(), *last]), flush=True)
+    code = child.returncode if not follower.crashes else int(follower.state()["type"] != "COMPLETED")
+    if code and not clone.external:
         print(f"log     {clone.folder / 'worker.log'}")
-    return child.returncode
+    return code
 
 
 def end(child: "subprocess.Popen[str]") -> None:
@@ -121,6 +124,20 @@ class Follower:
         self._after = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
         self._flow_has_ended = False
         self._last_error = ""
+        self.crashes: set[str] = set()
+        """The crashes after which the run went on: Prefect's own `--watch` ends at the first."""
+
+    def goes_on(self) -> bool:
+        """Whether the run crashed, and is to be taken up or has been. Say so, once for each crash."""
+        state = self.state()
+        if state["type"] == "CRASHED":
+            if not is_due(self.api, self.run_id, most_times()):
+                return False
+            if state["id"] not in self.crashes:
+                self.crashes.add(state["id"])
+                print("\n".join([*self.reason(), "it crashed, and is taken up again from its last checkpoint"]), flush=True)
+            return True
+        return bool(self.crashes) and state["type"] not in FINAL
 
     def print_new(self) -> None:
         for entry in self._fetch():
@@ -143,14 +160,15 @@ class Follower:
 
     def reason(self) -> list[str]:
         """Why the run did not complete. The message of a crash holds only an exit status; the last line of its traceback says more."""
-        state = self._run().get("state") or {}
+        state = self.state()
         if state.get("type") == "COMPLETED":
             return []
         lines = [state.get("message") or "", self._last_error if state.get("type") == "CRASHED" else ""]
         return [line for line in lines if line]
 
-    def _run(self) -> dict[str, Any]:
-        return self.api.call("GET", f"/flow_runs/{self.run_id}") or {}
+    def state(self) -> dict[str, Any]:
+        run = self.api.call("GET", f"/flow_runs/{self.run_id}") or {}
+        return run.get("state") or {"id": "", "type": "", "name": "no more: the server does not know it", "message": ""}
 
     def _fetch(self) -> list[dict[str, Any]]:
         """The log since a little before the last known line: batches may overtake one another."""

@@ -27,6 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from contract.errors import PipelineError
 from services.prefect_api import LIVE, Api
+from services.take_up import most_times, take_up
 
 QUEUES = ("spot", "on-demand")
 
@@ -300,10 +301,12 @@ def main() -> int:
         return 2
     settings = Settings(most={}, fallback_s=options.fallback_minutes * 60, idle_s=options.idle_minutes * 60)
     groups = Groups(options.region, {"spot": options.spot, "on-demand": options.on_demand}, options.role, options.stop_policy)
-    scaler = Scaler(Pool(Api(url), options.pool, options.marker), groups, settings, options.settle)
+    api = Api(url)
+    scaler = Scaler(Pool(api, options.pool, options.marker), groups, settings, options.settle)
     while True:
         try:
-            for line in scaler.round(time.monotonic()):
+            # First the runs of machines that vanished: they need a machine again, when no worker may be there to say so.
+            for line in [*take_up(api, most_times()), *scaler.round(time.monotonic())]:
                 print(f"scaler: {line}", flush=True)
         except (PipelineError, BotoCoreError, ClientError) as error:
             print(f"scaler: {type(error).__name__}: {error}; asking again in {options.every:.0f} s", file=sys.stderr, flush=True)

@@ -157,6 +157,11 @@ class Installation:
                     found.append((process, process.cmdline()))
         return found
 
+    def worker_family(self) -> list[psutil.Process]:
+        """The worker's wrapper, the worker, and all that flows have started below it."""
+        wrapper = psutil.Process(int((self.home / ".cache" / "services" / "worker.pid").read_text().split()[0]))
+        return [wrapper, *wrapper.children(recursive=True)]
+
     def working(self) -> list[psutil.Process]:
         """Flow processes and their children."""
         return [process for process, line in self.processes() if {"prefect.engine", "training.child"} & set(line)]

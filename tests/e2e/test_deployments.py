@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from services.background import wait_until
+from store.root import open_root
 from store.run_records import records
 from store.storage import Storage
-from tests.e2e.installation import Installation, is_final
+from tests.e2e.installation import Installation, copied, is_final
 from tests.services.receiver import listening
 
 pytestmark = pytest.mark.e2e
@@ -122,3 +123,18 @@ def test_a_flow_that_gets_sigterm_checkpoints_awaits_retry_and_goes_on(installed
     assert installed.resumed(id, "pretrain") >= [1], "training began again from its first step"
     noted = [value["state"] for _, value in records(undisturbed) if value["overrides"].get("train.max_steps") == 120]
     assert noted == ["checkpointed", "completed"]
+
+
+def test_worker_and_flow_killed_together_and_nobody_clicks(installed: Installation, undisturbed: Storage, tmp_path: Path):
+    """The run goes on from its checkpoint in the worker that `make up` starts, with nothing done again."""
+    storage = copied(undisturbed, open_root((tmp_path / "root").as_uri()), "pretrain")
+    id = installed.pretrains(storage, 303)
+    for process in installed.worker_family():
+        process.kill()
+    installed.services("up")
+    run = installed.wait(id, lambda run: is_final(run) and run["state"]["type"] != "CRASHED")
+    assert (run["state"]["name"], run["run_count"]) == ("Completed", 2), run["state"]
+    installed.shows(id, 2, {"pretrain": "Resumed"})
+    assert installed.resumed(id, "pretrain") >= [1], "training began again from its first step"
+    states = installed.api.call("GET", f"/flow_run_states/?flow_run_id={id}")
+    assert any((state["message"] or "").startswith("Taken up again (1 of 3) after: Its process is gone") for state in states)
