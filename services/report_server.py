@@ -4,7 +4,8 @@
 
 A run that ends here leaves a symbolic link .cache/services/reports/<fingerprint>.html to its report.html, wherever its store lies. The
 server answers GET /<fingerprint>.html with the file behind such a link, and GET /metrics with figures of this clone's runs
-(services/run_metrics.py), and nothing else: no listing, no other name, no other file.
+(services/run_metrics.py), and nothing else: no listing, no other name, no other file. It answers under a name of this machine alone: a
+page of another site, whose own name was made to lead to 127.0.0.1, would otherwise read what is here (DNS rebinding).
 """
 
 import json
@@ -20,6 +21,8 @@ from services import background, run_metrics
 NAME = re.compile(r"/([0-9a-f]{12})\.html")
 FILE = "report.html"
 METRICS = "/metrics"
+OWN_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+"""What a browser calls this server, whatever port a forwarding gives it."""
 
 
 def services_folder() -> Path:
@@ -46,7 +49,10 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "bessemer", ""
 
     def do_GET(self) -> None:
-        if self.path == METRICS:
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or not OWN_HOST.fullmatch(hosts[0]):
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "Not of this name", "Ask for 127.0.0.1 or localhost, with the port.")
+        elif self.path == METRICS:
             self._send(run_metrics.page(), run_metrics.CONTENT_TYPE)
         elif (page := self._page()) is not None:
             self._send(page, "text/html; charset=utf-8")

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,16 +38,18 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def port(report: Path) -> Iterator[int]:
     with report_server.server(0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         assert server.server_address[0] == "127.0.0.1"
         yield server.server_address[1]
         server.shutdown()
 
 
-def ask(port: int, path: str, method: str = "GET") -> tuple[int, bytes, dict[str, str]]:
-    """A request as it is written, with no client in between that would tidy the path."""
+def ask(port: int, path: str, method: str = "GET", hosts: Sequence[str] | None = None) -> tuple[int, bytes, dict[str, str]]:
+    """A request as it is written, with no client in between that would tidy the path. `hosts`: its Host headers, if not the usual one."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.putrequest(method, path, skip_accept_encoding=True)
+    connection.putrequest(method, path, skip_accept_encoding=True, skip_host=hosts is not None)
+    for host in hosts or ():
+        connection.putheader("Host", host)
     connection.endheaders()
     answer = connection.getresponse()
     found = answer.status, answer.read(), dict(answer.getheaders())
@@ -84,6 +86,34 @@ def test_a_linked_report_is_shown_under_a_policy_of_its_own(port: int) -> None:
 def test_nothing_else_is_shown(port: int, path: str) -> None:
     status, body, _ = ask(port, path)
     assert status == 404 and b"secret" not in body and PAGE not in body and NAME.encode() not in body
+
+
+@pytest.mark.parametrize("path", [f"/{NAME}.html", report_server.METRICS])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        ["evil.example"],
+        ["evil.example:4201"],
+        ["127.0.0.1.evil.example:4201"],
+        ["localhost.evil.example"],
+        ["evil.example#127.0.0.1"],
+        ["localhost@evil.example"],
+        ["127.0.0.1", "evil.example"],
+        ["0.0.0.0:4201"],
+        [""],
+        [],
+    ],
+)
+def test_a_page_whose_name_leads_here_reads_nothing(port: int, hosts: list[str], method: str, path: str) -> None:
+    status, body, _ = ask(port, path, method, hosts)
+    assert status == 421 and PAGE not in body and b"bessemer_" not in body
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{}", "localhost:{}", "LOCALHOST:8080", "127.0.0.1", "[::1]:{}"])
+def test_every_name_of_this_machine_is_answered_also_behind_a_forwarded_port(port: int, host: str) -> None:
+    assert ask(port, f"/{NAME}.html", hosts=[host.format(port)])[:2] == (200, PAGE)
+    assert ask(port, report_server.METRICS, hosts=[host.format(port)])[0] == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
