@@ -14,6 +14,8 @@ import psutil
 from contract.errors import StageFailed
 
 PR_SET_PDEATHSIG = 1
+TOOL_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "BESSEMER_HOME")
+"""All that an outside program is told of our environment, which holds passwords and keys. The last names the clone that it works for."""
 LIBC = ctypes.CDLL(None)  # loaded here: a child between fork and exec must not load anything
 
 
@@ -26,12 +28,13 @@ def die_with_parent(parent: int | None = None, number: int = signal.SIGKILL) -> 
 
 
 def run_tool(command: Sequence[object], input: bytes | None = None) -> None:
-    """Run a program to its end. The calling thread waits for it, so the program cannot lose its parent too early.
+    """Run an outside program to its end. The calling thread waits for it, so the program cannot lose its parent too early.
 
-    Raises StageFailed with the program's last line.
+    It gets a few variables of our environment and no secret. Raises StageFailed with the program's last line.
     """
     own_pid, words = os.getpid(), [str(word) for word in command]
-    done = subprocess.run(words, input=input, capture_output=True, preexec_fn=lambda: die_with_parent(own_pid))
+    variables = {name: os.environ[name] for name in TOOL_VARIABLES if name in os.environ}
+    done = subprocess.run(words, input=input, capture_output=True, env=variables, preexec_fn=lambda: die_with_parent(own_pid))
     if done.returncode:
         last_line = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
         error = StageFailed(f"{Path(words[0]).name} ended with {done.returncode} and said: {last_line}")

@@ -12,6 +12,7 @@ import pytest
 
 from contract.child_processes import die_with_parent
 from contract.config import RunOptions
+from contract.errors import StageFailed
 from engine.installed_tools import tool
 from engine.stage import Output
 from evaluation.baselines import train_kenlm
@@ -76,6 +77,30 @@ def test_a_tool_at_work_ends_with_the_process_that_started_it(tmp_path: Path, us
         process.kill()
         if alive(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+TELLS = """#!/bin/sh
+tr '\\0' '\\n' < /proc/self/environ > "$(dirname "$0")/environment"
+exit 1
+"""
+TOLD = {"PATH": os.environ["PATH"], "TMPDIR": "/tmp", "LD_LIBRARY_PATH": "/opt/boost/lib"}
+SECRETS = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "OWN_KEY")
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_tool_is_told_where_things_are_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str):
+    (tmp_path / "bin").mkdir()
+    for name in ("lmplz", "build_binary"):
+        (tmp_path / "bin" / name).write_text(TELLS)
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name, value in (TOLD | dict.fromkeys(SECRETS, "s3cret")).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))  # where set-up puts tools
+    with pytest.raises(StageFailed, match="lmplz ended with 1"):
+        USES[use](tmp_path)
+    told = dict(line.split("=", 1) for line in (tmp_path / "bin" / "environment").read_text().splitlines())
+    assert TOLD.items() <= told.items()
+    assert not [name for name, value in told.items() if name in SECRETS or "s3cret" in value]
 
 
 def test_a_child_whose_parent_died_before_it_asked_ends():
