@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bessemer.checks import Check, checks
+from bessemer.checks import Check, checks, plural
 from engine.stage_lines import duration, size
 from evaluation.charts import escape
 from evaluation.claims import claims_nothing
@@ -25,7 +25,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The results, which claims hold, and where the files are."""
-        lines = [f"{len(self._made)} stages, {size(sum(a.size for a in self._made))}, {duration(self.seconds)}"]
+        lines = [f"{len(self._made)} stage{plural(len(self._made))}, {size(sum(a.size for a in self._made))}, {duration(self.seconds)}"]
         if evaluation := self.results.get("evaluation"):
             bits = [(name, evaluation.figures.get(f"{name}_bits_per_byte")) for name in SCORED]
             lines.append("scores  bits per byte: " + ", ".join(f"{name} {value:.3f}" for name, value in bits if value is not None))
@@ -93,7 +93,7 @@ class Summary:
         return [artifact for artifact in self.results.values() if artifact is not None]
 
     def markdown(self) -> str:
-        parts = [f"{len(self._made)} stages, {size(sum(a.size for a in self._made))}, {duration(self.seconds)}"]
+        parts = [f"{len(self._made)} stage{plural(len(self._made))}, {size(sum(a.size for a in self._made))}, {duration(self.seconds)}"]
         if report := self.results.get("report"):
             parts.append(f"**[Open the report]({self.link})**" if self.link else f"Report: `{_place(report, 'report.html')}`")
         if export := self.results.get("export"):

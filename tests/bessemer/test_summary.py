@@ -95,7 +95,7 @@ def test_a_model_of_few_steps_claims_nothing_and_the_checks_are_counted(results:
     summary = Summary(results, 75)
     assert not [line for line in summary.lines() if line.startswith("not ")]
     assert summary.lines()[-2:] == [
-        "checks  3 of the machinery hold: 1 balances of ledgers, 2 digests of inputs",  # ingest's; those that report and pretrain read
+        "checks  3 of the machinery hold: 1 balance of ledgers, 2 digests of inputs",  # ingest's; those that report and pretrain read
         "claims  none: a model of 40 steps claims nothing (10,000 tokens seen, 100,000 parameters)",
     ]
     assert summary.title == "checks 3 of the machinery hold; a model of 40 steps claims nothing (10,000 tokens seen, 100,000 parameters)"
