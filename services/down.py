@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from contract.errors import InputError
 from services import background, profiles
 from services.paths_and_ports import Clone, one_at_a_time, say
 from services.prefect_api import Api
@@ -28,12 +29,22 @@ def down() -> None:
         if server is not None:
             background.stop(server, 15)
             say("server", "stopped")
-        if "profile" in state:
-            active = profiles.restore(Path(state["profiles_file"]), state["profile"])
-            say("profile", f"{active or 'Prefect’s default'} is selected again")
+        restore_profiles(clone)
         forget(clone)
         if server is None and not state:
             say("server", "nothing runs")
+
+
+def restore_profiles(clone: Clone) -> None:
+    """Take the profile and its password out of every Prefect home; one file that cannot be read keeps none of the others."""
+    selected = clone.selected_profiles()
+    for file, former in selected.items():
+        where = f" in {file}" if len(selected) > 1 else ""
+        try:
+            active = profiles.restore(Path(file), former)
+            say("profile", f"{active or 'Prefect’s default'} is selected again{where}")
+        except (InputError, OSError) as error:
+            say("profile", f"{profiles.NAME} stays in {file}, with the server's password ({error}): remove it there")
 
 
 @contextlib.contextmanager

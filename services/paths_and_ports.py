@@ -84,6 +84,12 @@ class Clone:
         except (OSError, ValueError):
             return {}
 
+    def selected_profiles(self) -> dict[str, dict[str, Any]]:
+        """What `profiles.restore` needs, by the profiles file in which `make up` selected ours."""
+        state = self.state()
+        earlier = {state["profiles_file"]: state["profile"]} if "profile" in state else {}  # written by a version that knew one home
+        return earlier | state.get("selected_profiles", {})
+
     def remember(self, **facts: Any) -> None:
         password.private_folder(self.folder)
         temporary = self.folder / "state.json.part"

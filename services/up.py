@@ -133,12 +133,14 @@ def wait_for_server(clone: Clone, process: psutil.Process, api: Api) -> None:
 
 
 def select_profile(clone: Clone, api_url: str) -> None:
+    """In the Prefect home of this `make up`. An earlier one may have had another home: `make down` goes back in each."""
     path = profiles.profiles_file(clone.prefect_home)
     secret = password.draw(clone.password_file)
     if profiles.is_selected(path, api_url, secret):
         return
-    former = profiles.select(path, api_url, secret, clone.state().get("profile"))
-    clone.remember(profile=former, profiles_file=str(path))
+    selected = clone.selected_profiles()
+    former = profiles.select(path, api_url, secret, selected.get(str(path)))
+    clone.remember(selected_profiles=selected | {str(path): former})
     back = f"prefect profile use {former['active']}" if former["active"] else f"removing `active` from {path}"
     say("profile", f"{profiles.NAME} made and selected, so `prefect` talks to this server; back: make down, or {back}")
 

@@ -20,12 +20,15 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from websockets import Subprotocol
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import connect as websocket
 
 from contract.errors import InputError
 from services import background, password, profiles
+from services import paths_and_ports as services_of
+from services.down import restore_profiles
 from services.prefect_api import GONE, Api
 
 ROOT = Path(__file__).parents[2]
@@ -89,12 +92,19 @@ PREFECT_API_URL = "http://example.invalid/api"
 PREFECT_API_KEY = "k"
 """
 
+SECOND = """active = "other"
+
+[profiles.other]
+PREFECT_API_URL = "http://example.invalid/other"
+"""
+
 
 class Clone:
     """A project folder and a Prefect home of its own, and the commands that a person gives in it."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.prefect_home, self.port = folder / "clone", folder / "prefect", free_port()
+        self.second_home = folder / "second-prefect"
         (self.home / "flows").mkdir(parents=True)
         (self.home / "flows" / "toy.py").write_text(FLOW)
         (self.home / "prefect.yaml").write_text(PREFECT_YAML)
@@ -223,6 +233,17 @@ class TestServices:
         assert "deployed already" in again.stdout
         assert time.monotonic() - start < 10
 
+    def test_a_second_up_with_another_prefect_home_selects_the_profile_there_too(self, clone: Clone) -> None:
+        """What becomes of both is seen after `make down`."""
+        clone.second_home.mkdir()
+        (clone.second_home / "profiles.toml").write_text(SECOND)
+        again = clone.up(PREFECT_HOME=str(clone.second_home))
+        assert again.returncode == 0, again.stderr
+        assert tomllib.loads((clone.second_home / "profiles.toml").read_text())["active"] == "bessemer"
+        assert clone.profiles()["active"] == "bessemer"
+        listed = clone.call("prefect", "deployment", "ls", PREFECT_HOME=str(clone.second_home))
+        assert listed.returncode == 0 and "toy/full" in listed.stdout, listed.stderr
+
     @pytest.mark.parametrize("which", [0, 2])
     def test_server_and_reports_listen_on_loopback_only(self, clone: Clone, which: int) -> None:
         server = psutil.Process(int(clone.pids()[which].split()[0]))
@@ -258,6 +279,17 @@ class TestServices:
             assert {path for _, path in answered} <= {"/health", "/ready"}
             for wrong in ("Basic", "Basic Ojo=", f"Bearer {clone.password_file.read_text().strip()}"):
                 assert client.post("/flows/filter", json={}, headers={"Authorization": wrong}).status_code == 401
+
+    def test_the_servers_own_metrics_are_for_a_scraper_with_the_password(self, clone: Clone) -> None:
+        """As Prometheus asks: user and password apart (basic_auth), the password as a file holds it that `cut` made."""
+        command = f"cut -d: -f2- {clone.password_file}"
+        secret = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout.strip()
+        with httpx.Client(base_url=clone.api.url, trust_env=False) as client:
+            assert [client.get("/metrics").status_code, client.get("/metrics", auth=("bessemer", "guessed")).status_code] == [401, 401]
+            answer = client.get("/metrics", auth=("bessemer", secret))
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain")
+        families = {family.name for family in text_string_to_metric_families(answer.text)}
+        assert "process_resident_memory_bytes" in families, families
 
     @pytest.mark.parametrize(
         "path", ["events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled", "work_pools/cpu/workers/connect"]
@@ -343,11 +375,13 @@ class TestServices:
         assert (state["type"], state["message"]) == ("CRASHED", GONE)
 
     def test_down_settles_the_active_run_and_leaves_nothing(self, clone: Clone) -> None:
-        run = clone.start_run(seconds=600)
+        run, password_before = clone.start_run(seconds=600), clone.password_file.read_text().strip()
         ended = clone.call("services", "down")
         assert ended.returncode == 0, ended.stderr
         assert clone.processes() == []
         assert clone.profiles() == tomllib.loads(FORMER)
+        assert (clone.second_home / "profiles.toml").read_text().strip() == SECOND.strip()
+        assert not [file for file in clone.home.parent.rglob("profiles.toml") if password_before in file.read_text()]
         with sqlite3.connect(clone.home / ".prefect" / "prefect.db") as database:
             states = dict(database.execute("select replace(id, '-', ''), state_type from flow_run"))
             paused = database.execute("select is_paused from work_pool where name = 'cpu'").fetchone()
@@ -395,6 +429,25 @@ def test_profile_goes_back_to_what_it_was(tmp_path: Path, before: str | None) ->
     assert path.exists() == (before is not None)
     after = profiles.load(path)
     assert {"profiles": {}, **after} == {"profiles": {}, **tomllib.loads(before or "")}
+
+
+def test_down_goes_back_in_every_home_also_of_an_earlier_version_and_names_a_file_that_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BESSEMER_HOME", str(tmp_path / "clone"))
+    paths = [tmp_path / name / "profiles.toml" for name in ("earlier", "broken", "later")]
+    formers = []
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(FORMER)
+        formers.append(profiles.select(path, "http://127.0.0.1:1/api", "me:pw", None))
+    clone = services_of.Clone.from_environment()
+    by_path = {str(path): former for path, former in zip(paths[1:], formers[1:], strict=True)}
+    clone.remember(profile=formers[0], profiles_file=str(paths[0]), selected_profiles=by_path)
+    paths[1].write_text("no toml [")
+    restore_profiles(clone)
+    assert [path.read_text() == FORMER for path in paths] == [True, False, True]
+    assert f"bessemer stays in {paths[1]}" in capsys.readouterr().out
 
 
 def test_a_profile_chosen_by_hand_since_stays(tmp_path: Path) -> None:
