@@ -73,9 +73,9 @@ class ConfigFile:
         return Origin(self.name, self.lines.get(path))
 
     def keep(self, storage: Storage) -> str:
-        """Copy it into a root; the copy's address."""
+        """Copy it into a root; the copy's address. One that is there is written again: a clean-up leaves alone what is young."""
         path = f"configs/{self.digest[:16]}/{self.scope}"
-        storage.create(path, self.text)
+        storage.write(path, self.text)
         return f"{storage.uri}/{path}"
 
 

@@ -1,6 +1,6 @@
 """What can go, and its going. Kept: what run records, pins, pointers, live locks and young files reach, with their inputs.
 
-Works under artifacts/, locks/ and runs/ alone. Nothing here is needed for correctness: an artifact deleted too much is made again.
+Works under artifacts/, configs/, locks/ and runs/ alone. Correctness needs nothing here: an artifact deleted too much is made again.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ YOUNG_S = DAY_S
 """A fingerprint where anything was written since then may be at work: it is left alone as it is."""
 LockName = tuple[str, str]
 """A stage and the first 32 characters of a fingerprint."""
-HALVES = "half-written"
+HALVES, CONFIGS = "half-written", "configs"
 UNFINISHED_DAYS = 30.0
 """A run without an end keeps its artifacts at least so long: a long training reads inputs that no newer record names."""
 
@@ -31,7 +31,7 @@ class Sweep:
     """Files that go together, in the order in which they go."""
 
     what: str
-    """artifact, superseded, leftovers, half-written, locks or record."""
+    """artifact, superseded, leftovers, half-written, configs, locks or record."""
     where: str
     files: list[Entry]
     key: Key | None = None
@@ -52,6 +52,8 @@ class Plan:
     """Why each artifact stays."""
     kept_bytes: int = 0
     used_since: dict[Key, str] = field(default_factory=dict)
+    configs: set[str] = field(default_factory=set)
+    """The starts of the digests of the files of settings that records name."""
     seen: set[run_records.Mark] = field(default_factory=set)
     """The run records as they were planned by; newer ones are asked again before anything goes."""
 
@@ -73,6 +75,8 @@ def plan(storage: Storage, days: float, now: float | None = None) -> Plan:
     found.kept_bytes = sum(entry.size for shelf in stock.values() for entry in [*shelf.manifests, *shelf.files]) - found.size
     halves = storage.halves("artifacts/", found.now - YOUNG_S)
     found.sweeps += [Sweep(HALVES, "artifacts/", halves)] if halves else []
+    unnamed = [entry for entry in storage.list("configs/") if _is_unnamed_config(entry, found)]
+    found.sweeps += [Sweep(CONFIGS, "configs/", unnamed)] if unnamed else []
     dead = _dead_locks(storage, found.now)
     found.sweeps += [Sweep("locks", "locks/", dead)] if dead else []
     found.sweeps += _old_records(storage, found)
@@ -82,7 +86,7 @@ def plan(storage: Storage, days: float, now: float | None = None) -> Plan:
 def delete(storage: Storage, found: Plan) -> tuple[int, int]:
     """Delete what was planned; how many files and bytes went.
 
-    Each fingerprint is looked at again right before: one that a run has taken up meanwhile stays.
+    Each fingerprint, and each file of settings, is looked at again right before: one that a run has taken up meanwhile stays.
     """
     files = size = 0
     for sweep in found.sweeps:
@@ -90,7 +94,7 @@ def delete(storage: Storage, found: Plan) -> tuple[int, int]:
             continue
         if sweep.what == HALVES:
             storage.halves("artifacts/", found.now - YOUNG_S, delete=True)
-        for entry in sweep.files:
+        for entry in _still_unnamed(storage, sweep.files, found) if sweep.what == CONFIGS else sweep.files:
             storage.delete(entry.path)
             files, size = files + 1, size + entry.size
         for folder in sorted({_attempt_of(entry.path) for entry in sweep.files if sweep.key is not None} - {""}):
@@ -106,6 +110,21 @@ def _is_wanted_again(storage: Storage, sweep: Sweep, found: Plan) -> bool:
         return True
     found.used_since |= _recorded(storage, found, found.seen)
     return sweep.what == "artifact" and sweep.key in found.used_since
+
+
+def _is_unnamed_config(entry: Entry, found: Plan) -> bool:
+    """Whether a copy of a file of settings is older than a day, and no record that counts names it."""
+    parts = entry.path.split("/")
+    return len(parts) == 3 and len(parts[1]) == 16 and entry.modified < found.now - YOUNG_S and parts[1] not in found.configs
+
+
+def _still_unnamed(storage: Storage, entries: list[Entry], found: Plan) -> Iterator[Entry]:
+    """A run that begins with such a file writes it again, and then its record."""
+    for entry in entries:
+        now = storage.stat(entry.path)
+        found.used_since |= _recorded(storage, found, found.seen)
+        if now is not None and _is_unnamed_config(now, found):
+            yield entry
 
 
 def _is_at_work(shelf: Shelf, live: set[LockName], now: float) -> bool:
@@ -138,6 +157,8 @@ def _recorded(storage: Storage, found: Plan, known: Container[run_records.Mark] 
     for entry, value in run_records.records(storage, known):
         found.seen.add(run_records.mark(entry))
         if _age_days(value, found.now) < _days(value, found.days):
+            if isinstance(config := value.get("config"), dict):
+                found.configs.add(str(config.get("sha256"))[:16])
             for note in value["artifacts"]:
                 named[note["stage"], note["fingerprint"]] = f"used by {entry.path}"
     return named

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bessemer.config_file import ConfigFile
 from contract.config import canonical_json
 from contract.errors import TransientError
 from store import gc, pins
@@ -152,9 +153,55 @@ def test_half_written_files_of_a_killed_process_go(local: Storage):
     assert not half.exists()
 
 
-def test_nothing_outside_its_three_folders_goes(local: Storage):
+def with_settings(storage: Storage, text: bytes, in_days: float = 0) -> tuple[str, RunRecord]:
+    """What a run under Prefect leaves that began with a file of settings: a copy, and a record that names its digest."""
+    file = ConfigFile("/home/me/my.yaml", text)
+    record = RunRecord.begin(storage, "toy", "toy", {}, {"file": file.where, "sha256": file.digest, "base": "smoke", "settings": {}})
+    record.value["started"] += in_days * DAY
+    record.used(toy.pipeline(toy.engine(storage))[0], "ran")
+    return file.keep(storage).removeprefix(f"{storage.uri}/"), record
+
+
+def test_a_copy_of_a_file_of_settings_goes_with_the_last_record_that_names_it(storage: Storage):
+    old, record = with_settings(storage, b"base: smoke\n")
+    record.end("completed")
+    with_settings(storage, b"base: smoke\n", in_days=20)  # the same file, a later run
+    open_, _ = with_settings(storage, b"base: smoke\nrun: {workers: 1}\n")  # a run without an end, as is the one before
+    assert {path for path in paths(storage) if path.startswith("configs/")} == {old, open_}
+    assert not [sweep for sweep in gc.plan(storage, 0, storage.now() + 0.9 * DAY).sweeps if sweep.what == "configs"], "too young"
+    for in_days, left in ((25, {old, open_}), (35, {old}), (55, set())):
+        clean(storage, days=30, in_days=in_days)
+        assert {path for path in paths(storage) if path.startswith("configs/")} == left, in_days
+
+
+def test_a_file_of_settings_that_a_run_begins_with_after_the_plan_stays(storage: Storage):
+    named, young, gone = (with_settings(storage, b"base: smoke\nseed: %d\n" % n) for n in range(3))
+    for _, record in (named, young, gone):
+        record.end("completed")
+    now = storage.now() + 40 * DAY
+    found = gc.plan(storage, 30, now)
+    assert [len(sweep.files) for sweep in found.sweeps if sweep.what == "configs"] == [3]
+    with_settings(storage, b"base: smoke\nseed: 0\n", in_days=40)
+    if (local := storage.local(young[0])) is not None:
+        os.utime(local, (now, now))  # as its next run writes it, before its record
+    gc.delete(storage, found)
+    left = {path for path in paths(storage) if path.startswith("configs/")}
+    assert left == {named[0]} | ({young[0]} if local is not None else set())
+
+
+def test_a_copy_is_young_again_when_another_run_begins_with_it(local: Storage):
+    path, _ = with_settings(local, b"base: smoke\n")
+    os.utime(local.local(path), (0, 0))
+    before = local.stat(path).modified
+    time.sleep(0.05)
+    with_settings(local, b"base: smoke\n")
+    assert local.stat(path).modified > before
+
+
+def test_nothing_outside_its_four_folders_goes(local: Storage):
     toy.pipeline(toy.engine(local))
     others = ["removals/id-1.json", "pins/x.json", "corpus/text.txt", "artifacts/readme", "artifacts/stage/short/file", "last/odd"]
+    others += ["configs/mine.yaml", "configs/my/own/file.yaml"]
     for path in others:
         local.write(path, b"a person's")
     for entry in local.list("last/toy/"):
