@@ -114,7 +114,7 @@ def _noted(asked: Asked) -> Asked:
 def _engine(asked: Asked, journal: Any, force: Callable[[str], bool] = lambda stage: False) -> Engine:
     config = asked.config
     config.refuse_missing_plug_ins()
-    return Engine(config.store(), config, config.run, journal, asked.scope, force)
+    return Engine(config.store(), config, config.run, journal, asked.scope, force, asked.to_show())
 
 
 def _plans(arguments: argparse.Namespace, flow: str = "pretrain") -> list[Planned]:

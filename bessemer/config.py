@@ -4,6 +4,7 @@ A wrong key is refused with the nearest right one. How layers merge is in `besse
 """
 
 import difflib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,12 +30,15 @@ from models.config import ModelConfig
 from sources.config import AlignDataConfig, IngestConfig, Placed, Source
 from store.config import StorageConfig
 from store.root import open_root
+from store.run_records import without_secrets
 from store.storage import Storage
 from tokens.config import MixConfig, TokenizerConfig
 from training.config import POLICIES, AlignConfig, ModelName, TrainConfig
 
 PROJECT = Path(__file__).parents[1]
 PRESETS = PROJECT / "deployments" / "presets"
+SHOWN_CHARS = 200
+"""Of a setting's value in a report; a list of sources can be long."""
 
 
 class Preset(StrEnum):
@@ -204,6 +208,20 @@ class Asked:
         if self.file is None:
             return None
         return {"file": self.file.where, "sha256": self.file.digest, "base": self.preset, "settings": self.config.model_dump(mode="json")}
+
+    def to_show(self) -> dict[str, Any]:
+        """For a reader of the report: what it stands on, and each setting that was given over a preset, with its origin; no places.
+
+        A setting is (key, its value as JSON, where it was written). Secrets of the environment are hidden.
+        """
+        name = f"{self.file.name} ({self.file.digest[:12]}) over " if self.file else ""
+        title = f"{name}preset {self.preset}" if self.preset else f"{name}the built-in defaults"
+        given = []
+        for key, origin in sorted(self.layers.origins.items()):
+            if origin.layer != f"preset {self.preset}" and not key.startswith("storage."):
+                value = json.dumps(without_secrets(self.layers.value(key)), ensure_ascii=False)
+                given.append((key, value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}…", str(origin)))
+        return {"title": title, "settings": given}
 
     def kept(self, storage: Storage) -> dict[str, Any]:
         """Parameters that give a flow this very configuration elsewhere and later: of the file, they name a copy in the root."""

@@ -122,6 +122,13 @@ class Layers:
             return copy.deepcopy(setting.get_default(call_default_factory=True, validated_data={}))
         return {}
 
+    def value(self, key: str) -> Any:
+        """What was written for a key of `origins`."""
+        found: Any = self.values
+        for name in key.split("."):
+            found = found[name]
+        return found
+
     def origin(self, key: str) -> Origin | None:
         """Of a key, or of what it is an entry of."""
         while key:

@@ -9,9 +9,10 @@ import inspect
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import orjson
@@ -98,8 +99,12 @@ class Journal(Protocol):
 class Output:
     """What a stage writes to. Everything written here is published together, or not at all."""
 
-    def __init__(self, attempt: Attempt, run: RunOptions, journal: Journal, adopt: bool) -> None:
+    def __init__(
+        self, attempt: Attempt, run: RunOptions, journal: Journal, adopt: bool, asked: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self.attempt, self.run, self.fingerprint = attempt, run, attempt.fingerprint
+        self.asked = asked
+        """What a person asked the run for: for attachments alone, as equal artifacts may be asked for in many ways."""
         self.sealed = attempt.sealed() if adopt else {}
         self.files: dict[str, FileRecord] = {}
         self.intermediate: dict[str, FileRecord] = {}
@@ -182,6 +187,8 @@ class Engine:
     scope: str
     """The preset's name. A stage that must run is compared with what this preset used last."""
     force: Callable[[str], bool] = lambda stage: False
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What a person asked the run for, in words. It enters no identity."""
 
     def plan(self, stage: Stage, inputs: Mapping[str, Artifact | Promise | None]) -> Planned:
         """Fingerprint a call and look its artifact up; nothing is written."""
@@ -258,7 +265,7 @@ class Engine:
         basis = hashlib.sha256(canonical_json({role: artifact.digest for role, artifact in inputs.items()})).hexdigest()
         attempt = Attempt.new(self.storage, stage.name, planned.fingerprint, basis)
         self.journal.started(stage.name, planned.fingerprint, planned.why)
-        out = Output(attempt, self.run_options, self.journal, adopt=not self.force(stage.name))
+        out = Output(attempt, self.run_options, self.journal, adopt=not self.force(stage.name), asked=self.asked)
         try:
             with explain_full_folder(stage.name):
                 ledger = stage.work(**inputs, config=planned.config, out=out)

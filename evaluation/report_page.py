@@ -20,7 +20,8 @@ Costs = Mapping[str, Mapping[str, Any]]
 def report(figures: Figures, costs: Costs) -> str:
     """The whole page. figures["titles"] says what the trained models are called, by role and in the order of training.
 
-    figures["claims_nothing"], if it is there, is why the model makes no claims (evaluation/claims.py).
+    figures["claims_nothing"], if it is there, is why the model makes no claims (evaluation/claims.py). figures["asked"], if it is there,
+    is what the run that wrote the page was asked for: a title, and settings (key, value, origin).
     """
     sections = [
         ("claims", "Claims", _claims(figures)),
@@ -91,7 +92,18 @@ def _run(figures: Figures, costs: Costs) -> str:
         rows.append(((stage["stage"], stage["fingerprint"]), *_in_and_out(stage.get("documents")), duration(seconds)))
     chart = figure("Stages in order, with their times", arcs(nodes, edges), note="An arc is an input; those that others imply are left out")
     ledger = table(["stage", "in", "out", "kept", "time"], rows)
-    return grid([chart, block(heading("Documents in and out of each stage"), ledger)], "pair")
+    return _asked(figures) + grid([chart, block(heading("Documents in and out of each stage"), ledger)], "pair")
+
+
+def _asked(figures: Figures) -> str:
+    asked = figures.get("asked")
+    if not asked:
+        return ""
+    given = asked["settings"]
+    if not given:
+        return paragraph(f"Asked for: {asked['title']}, with no setting changed.")
+    text = f"Asked for: {asked['title']}, with the settings below. A later run that differs in speed and place alone shows this page too."
+    return paragraph(text) + grid([table(["setting", "value", "from"], given, sentences=(1, 2), stacked=True)])
 
 
 def _direct(name: str, reads: Mapping[str, set[str]]) -> set[str]:

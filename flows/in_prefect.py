@@ -69,7 +69,7 @@ def _run(flow: str, body: Body, preset: Preset, file: str | None, overrides: dic
     try:
         with recorded(storage, flow, asked.preset, overrides, asked.to_record()) as record:
             journal = RecordingJournal(live_figures(PrefectJournal(), record), record)
-            engine = Engine(storage, config, config.run, journal, asked.scope)
+            engine = Engine(storage, config, config.run, journal, asked.scope, asked=asked.to_show())
             made = body(PrefectRunner(engine, sender=sender.for_part), config)
     finally:
         stop_ray()

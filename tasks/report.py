@@ -47,14 +47,15 @@ class Nothing(Frozen):
 
 @stage(version=3, config=lambda c: Nothing())
 def report(documents: Artifact, config: Nothing, out: Output, **more: Artifact) -> Ledger:
-    """figures.json: content, deterministic. report.html: an attachment, as it shows times."""
+    """figures.json: content, deterministic. report.html: an attachment, as it shows times and what this run was asked for."""
     given = dict.fromkeys(ROLES) | {"documents": documents} | more
     present = {role: artifact for role, artifact in given.items() if artifact is not None}
     figures = collect(present, [role for role in given if role not in present and role != "calibration"])
     out.json("figures.json", figures)
     base = present.get("base")
     nothing = claims_nothing(base.manifest["identity"]["config"], base.figures) if base else None
-    out.attach("report.html", html(figures | {"titles": TITLES, "claims_nothing": nothing}, costs(present)).encode())
+    shown = figures | {"titles": TITLES, "claims_nothing": nothing, "asked": out.asked}
+    out.attach("report.html", html(shown, costs(present)).encode())
     out.figures |= {"stages": len(present), "missing": figures["missing"]}
     if "evaluation" in present:
         held = [claim["holds"] for claim in figures["claims"]]

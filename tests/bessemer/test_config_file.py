@@ -34,6 +34,26 @@ def test_a_file_stands_on_its_base_and_overrides_stand_on_the_file(file):
     }
 
 
+def test_a_report_is_told_the_base_and_every_setting_over_it_but_no_place_and_no_secret(file, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MY_API_KEY", "hidden-elsewhere")
+    written = file("base: smoke\ntrain: {max_steps: 7, warmup_steps: 2}\nmix.weights.web: 0.5\nexport.name: of-hidden-elsewhere\n")
+    asked = ask(None, written, {"train.max_steps": 9, "storage.root": "s3://our-bucket/x", "mix.seed": 3})
+    assert asked.file is not None
+    assert asked.to_show() == {
+        "title": f"my.yaml ({asked.file.digest[:12]}) over preset smoke",
+        "settings": [
+            ("export.name", '"of-<MY_API_KEY>"', "my.yaml line 4"),
+            ("mix.seed", "3", "override"),
+            ("mix.weights.web", "0.5", "my.yaml line 3"),
+            ("train.max_steps", "9", "override"),
+            ("train.warmup_steps", "2", "my.yaml line 2"),
+        ],
+    }
+    assert ask("smoke").to_show() == {"title": "preset smoke", "settings": []}
+    plain = ask(None, file("sources: [{uri: /tmp, domain: web}]\n"))
+    assert plain.to_show()["title"].endswith("over the built-in defaults") and plain.to_show()["settings"][0][0] == "sources"
+
+
 def test_a_file_without_a_base_stands_on_the_built_in_defaults(file):
     assert ask(None, file("sources: [{uri: /tmp, domain: web}]\ntrain:\n")).config == Config.model_validate(
         {"sources": [{"uri": "/tmp", "domain": "web"}]}

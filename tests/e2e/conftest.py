@@ -45,8 +45,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     installation = Installation(tmp_path_factory.mktemp("installed"))
-    installation.services("up")
     try:
+        installation.services("up")
         yield installation
     finally:
         installation.services("down")

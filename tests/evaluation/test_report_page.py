@@ -127,6 +127,7 @@ def figures() -> dict[str, Any]:
         },
         "limits": ["small", NASTY],
         "missing": ["dpo"],
+        "asked": {"title": NASTY, "settings": [("mix.weights.web", NASTY, NASTY)]},
         "titles": {"base": "pretrained", "sft": "SFT", "reward": "reward model", "ppo": "PPO"},
     }
 
@@ -242,7 +243,7 @@ def test_the_page_shows_all_sections_and_says_what_is_missing() -> None:
     assert shown.index("SFT (before), gold reward 0.500") < shown.index("PPO (after), gold reward 0.600")
 
 
-@pytest.mark.parametrize("missing", ["calibration", "corpus", "claims", "mixture", "signals", "curves", "evaluation", "limits"])
+@pytest.mark.parametrize("missing", ["asked", "calibration", "corpus", "claims", "mixture", "signals", "curves", "evaluation", "limits"])
 def test_any_part_may_be_missing(missing: str) -> None:
     rest = figures()
     del rest[missing]

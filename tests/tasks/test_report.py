@@ -1,6 +1,7 @@
 """report on real artifacts: what it collects, that times stay out of its content, and what a part that is missing does."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,15 @@ def test_the_page_names_sources_escapes_reasons_and_says_what_is_missing(tmp_pat
     assert "<b>copy</b>" not in text and "&lt;b&gt;copy&lt;/b&gt;" in text
     missing = re.search(r"no such artifact: ([^<]*)\.", text)
     assert missing and "evaluation" in missing[1] and "base" not in missing[1].split(", ")
+
+
+def test_the_page_says_what_the_run_was_asked_for_and_the_content_does_not(tmp_path: Path) -> None:
+    """Equal artifacts may be asked for in many ways: the digest must not depend on it."""
+    (one, first), (two, second) = made(tmp_path / "a"), made(tmp_path / "b")
+    asked = {"title": "<my>.yaml over preset smoke", "settings": [("train.max_steps", "9", "override")]}
+    told, untold = (engine.run(engine.plan(report, found)) for engine, found in ((replace(one, asked=asked), first), (two, second)))
+    text = told.read("report.html").decode()
+    assert "Asked for: &lt;my&gt;.yaml over preset smoke" in text
+    assert re.search(r"<td[^>]*>train\.max_steps</td><td[^>]*>9</td><td[^>]*>override</td>", text)
+    assert "Asked for" not in untold.read("report.html").decode()
+    assert told.digest == untold.digest and "smoke" not in told.read("figures.json").decode()
