@@ -25,7 +25,7 @@ from contract.errors import ConfigError, StageFailed
 from flows.this_run import name_of
 from services.background import worker_processes
 from services.prefect_api import Api
-from services.take_up import is_due, most_times
+from services.take_up import most_times, will_go_on
 
 log = logging.getLogger("bessemer")
 
@@ -139,4 +139,4 @@ def _wait(client: SyncPrefectClient, child: FlowRun, name: str, pool: str) -> Fl
 def _goes_on(client: SyncPrefectClient, child: FlowRun) -> bool:
     """Whether it crashed and is to be taken up again, as is this run when its own machine vanishes."""
     assert child.state is not None
-    return child.state.is_crashed() and is_due(Api(str(client.api_url)), str(child.id), most_times())
+    return child.state.is_crashed() and will_go_on(Api(str(client.api_url)), str(child.id), most_times())

@@ -95,10 +95,12 @@ def history(api: Api, run: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda state: str(state["timestamp"]))
 
 
-def is_due(api: Api, run: str, most: int) -> bool:
-    """Whether a run that crashed will be taken up by a worker. Where none has done so a minute after its time, none is there."""
-    due = next_time(history(api, run), most)
-    return due is not None and datetime.now(UTC) < due.when + timedelta(seconds=UNTAKEN_S)
+def will_go_on(api: Api, run: str, most: int) -> bool:
+    """Whether a run has not ended, or will be taken up by a worker. Where none has done so a minute after its time, none is there."""
+    states = history(api, run)
+    due = next_time(states, most)
+    is_open = bool(states) and states[-1]["type"] not in FINAL
+    return is_open or (due is not None and datetime.now(UTC) < due.when + timedelta(seconds=UNTAKEN_S))
 
 
 @dataclass(frozen=True)

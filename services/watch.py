@@ -21,7 +21,7 @@ from services import background
 from services.paths_and_ports import POOL, Clone, ui
 from services.prefect_api import Api
 from services.status import running_api, worker_is_up
-from services.take_up import FINAL, is_due, most_times
+from services.take_up import most_times, will_go_on
 
 EVENT_MARKS = ("●", "▪", "prefect.flow-run.")  # the start of each line of `--watch` that is not about the whole run
 WORKER_GONE_S = 10  # a `make up` may be restarting it
@@ -130,14 +130,12 @@ class Follower:
     def goes_on(self) -> bool:
         """Whether the run crashed, and is to be taken up or has been. Say so, once for each crash."""
         state = self.state()
-        if state["type"] == "CRASHED":
-            if not is_due(self.api, self.run_id, most_times()):
-                return False
-            if state["id"] not in self.crashes:
-                self.crashes.add(state["id"])
-                print("\n".join([*self.reason(), "it crashed, and is taken up again from its last checkpoint"]), flush=True)
-            return True
-        return bool(self.crashes) and state["type"] not in FINAL
+        if not (self.crashes or state["type"] == "CRASHED") or not will_go_on(self.api, self.run_id, most_times()):
+            return False
+        if state["type"] == "CRASHED" and state["id"] not in self.crashes:
+            self.crashes.add(state["id"])
+            print("\n".join([*self.reason(), "it crashed, and is taken up again from its last checkpoint"]), flush=True)
+        return True
 
     def print_new(self) -> None:
         for entry in self._fetch():

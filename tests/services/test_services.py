@@ -120,6 +120,13 @@ class Clone:
             [sys.executable, "-m", *command], env=everything, cwd="/", capture_output=True, text=True, timeout=180, umask=0
         )
 
+    def popen(self, *command: str) -> "subprocess.Popen[str]":
+        command = (sys.executable, "-m", *command)
+        return subprocess.Popen(command, env=self.variables, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def flows(self) -> list[psutil.Process]:
+        return [process for process in self.processes() if "PREFECT__FLOW_RUN_ID" in process.environ()]
+
     def up(self, **variables: str) -> subprocess.CompletedProcess[str]:
         return self.call("services", "up", **variables)
 
@@ -324,6 +331,16 @@ class TestServices:
         assert run.returncode == 0, run.stdout + run.stderr
         assert "a line of the run" in run.stdout.splitlines()
         assert run.stdout.splitlines()[-1] == f"UI      http://127.0.0.1:{clone.port}"
+
+    def test_a_run_that_is_killed_is_watched_over_its_crash_to_its_end(self, clone: Clone) -> None:
+        """Its worker takes it up again 45 s later; `--watch` of Prefect ends at the crash."""
+        watch = clone.popen("services.watch", "toy/full", "seconds=6")
+        assert background.wait_until(lambda: bool(clone.flows()), 60)
+        clone.flows()[0].kill()
+        said, _ = watch.communicate(timeout=180)
+        assert watch.returncode == 0, said
+        assert said.count("it crashed, and is taken up again from its last checkpoint") == 1
+        assert "a line of the run" in said.splitlines() and "the run ended Completed" in said
 
     def test_a_paused_pool_is_said_and_the_next_up_lets_it_go_on(self, clone: Clone) -> None:
         clone.api.pause("cpu", True)
