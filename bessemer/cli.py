@@ -33,10 +33,11 @@ Body = Callable[[Any, Config], dict[str, Any]]
 def main(flows: Sequence[str], body_of: Callable[[str], Body], argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. `body_of` gives the body of a flow by its name, one of `flows`."""
     arguments = _parser(flows).parse_args(argv, argparse.Namespace(body_of=body_of))
-    prepare_environment()
     warnings.filterwarnings("ignore")
     logging.getLogger().addHandler(logging.NullHandler())
     try:
+        if arguments.call is not _doctor:  # it says itself what is missing
+            prepare_environment()
         code = int(arguments.call(arguments))
         sys.stdout.flush()
         return code

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from contract import own_folders
+from contract.environment_variables import prepare_environment
+
 HOME = Path(__file__).parents[1]
 CHECK_S = 60.0
 """How long a check may take; torch from a cold disk takes a quarter of a minute."""
@@ -63,6 +66,8 @@ def report(config: Any, broken: str | None = None) -> int:
 
     config: the whole configuration; None where it cannot be loaded, and `broken` says why.
     """
+    with contextlib.suppress(Exception):  # `_caches` says it
+        prepare_environment()
     checks = [Check(name, call) for name, call in _checks(config, broken)]
     threads = [threading.Thread(target=check.run, daemon=True) for check in checks]
     for thread in threads:
@@ -113,6 +118,7 @@ def _settings(config: Any, broken: str | None) -> str:
 
 
 def _torch(device: str) -> str:
+    _tmp()  # torch does not load where there is none
     done = _run([sys.executable, "-c", TORCH])
     if done.returncode:
         last = ([line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"])[-1]
@@ -187,15 +193,24 @@ def _reachable(url: str) -> None:
 
 
 def _caches() -> str:
-    own = Path(os.environ.get("BESSEMER_HOME") or HOME).resolve() / ".cache"
-    digests = Path(os.environ.get("BESSEMER_CACHE") or "~/.cache/bessemer").expanduser()
-    return "; ".join(_writable(folder) for folder in (own, digests))
+    """Where caches lie, and what the services keep: in the clone, unless it belongs to somebody else."""
+    clone = Path(os.environ.get("BESSEMER_HOME") or HOME).resolve()
+    cache, services = own_folders.cache_folder(), own_folders.in_clone(clone, ".cache/services")
+    told = "; ".join(_writable(folder) for folder in (cache, services))
+    if services.is_relative_to(cache):
+        told += f"; {clone}/.cache is not ours to write"
+    if cache.parent == Path(tempfile.gettempdir()):
+        told += "; it is not for long there: set BESSEMER_CACHE to a folder that stays"
+    return told
 
 
 def _tmp() -> Path:
     """Where libraries put temporary files: TMPDIR as it is given. Python itself would pass over one that cannot be used."""
     given = os.environ.get("TMPDIR")
-    return Path(given) if given else Path(tempfile.gettempdir())
+    try:
+        return Path(given) if given else Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise Failed("there is no folder for temporary files that can be written: set TMPDIR to a folder of yours") from None
 
 
 def _writable(folder: Path) -> str:

@@ -21,6 +21,7 @@ Exit codes: 0, 1 (something could not be built or fetched), 2 (this machine lack
 from __future__ import annotations
 
 import ast
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -36,7 +37,7 @@ import threading
 import time
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,9 +93,7 @@ def check_python(version: tuple[int, ...]) -> None:
 def setup(repo: Path, with_tests: bool = False) -> None:
     """Brings repo/.venv up to date, one set-up at a time."""
     venv = repo / ".venv"
-    (repo / ".cache").mkdir(exist_ok=True)
-    with open(repo / ".cache" / "setup.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(repo, venv, with_tests):
         due = [step for step in steps(repo, venv, with_tests) if not step.is_done()]
         if not due:
             print("setup   up to date")
@@ -106,6 +105,23 @@ def setup(repo: Path, with_tests: bool = False) -> None:
             for done in [together.submit(run_all, [step for step in due if step not in tools + last]), together.submit(run_all, tools)]:
                 done.result()
         run_all(last)
+
+
+@contextlib.contextmanager
+def locked(repo: Path, venv: Path, with_tests: bool) -> Iterator[None]:
+    """Hold the lock of the clone's set-ups. A clone that belongs to somebody else needs none where nothing is due."""
+    try:
+        (repo / ".cache").mkdir(exist_ok=True)
+        lock = open(repo / ".cache" / "setup.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        if due := [step.name for step in steps(repo, venv, with_tests) if not step.is_done()]:
+            sentence = f"{', '.join(due)} must be installed, and {error.filename} cannot be written ({error.strerror})"
+            raise SetupError(f"{sentence}: run make setup as the owner of {repo}", 2) from error
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run_all(steps: list[Step]) -> None:

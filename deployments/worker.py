@@ -19,6 +19,7 @@ from pathlib import Path
 
 from contract.environment_variables import prepare_environment
 from contract.errors import InputError, PipelineError
+from contract.own_folders import temporary_folder
 from services import automations, background
 from services.prefect_api import Api
 from services.take_up import keep_taking_up, most_times
@@ -33,10 +34,10 @@ def main() -> int:
     parser.add_argument("--grace", type=float, default=90, help="seconds that flows have to checkpoint on SIGTERM")
     parser.add_argument("--alone", action="store_true", help="no other worker uses this server: runs without a worker's name are ours too")
     options = parser.parse_args()
-    prepare_environment()
     os.environ.setdefault("BESSEMER_HOME", str(Path(__file__).resolve().parents[1]))  # the clone whose flows run: prefect.yaml, `pull`
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "bessemer")  # the run's log then has the lines of its stages
     try:
+        prepare_environment()
         queues = [queue for queue in options.queues.split(",") if queue]
         return work(options.pool, options.name, options.grace, options.alone, queues, options.limit)
     except PipelineError as error:
@@ -93,7 +94,9 @@ def start(pool: str, name: str, queues: list[str], limit: int | None) -> subproc
     command = background.prefect("worker", "start", "--pool", pool, "--type", "process", "--name", name)
     command += [part for queue in queues for part in ("--work-queue", queue)] + (["--limit", str(limit)] if limit else [])
     # If we are killed, the worker dies too: it would take runs beside the worker of our successor.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=background.die_with_parent)
+    # Prefect's runner has a folder of a fixed name in TMPDIR. Where another user has one, it could not start.
+    variables = os.environ | {"TMPDIR": str(temporary_folder())}
+    return subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=background.die_with_parent)
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,6 +24,7 @@ import pyarrow as pa
 
 from contract.config import RunOptions
 from contract.errors import ConfigError, InputError, IntegrityError, PipelineError, StageFailed, said
+from contract.own_folders import temporary_folder
 from engine.ranks import PASSWORDS, MoreMachines
 from engine.stage import Output
 from store.artifact import FileRecord
@@ -38,6 +40,8 @@ MOST_DEATHS = 3
 WORKER_LINES: queue.SimpleQueue[str] = queue.SimpleQueue()
 """Lines that Ray's workers wrote to stderr. Ray delivers them on a thread of its own, but Prefect's log knows a run by the thread of its
 stage, so that thread takes them from here."""
+MOST_FOLDER_CHARS = 36
+"""A socket's path has at most 107 bytes, and Ray puts 70 below its folder."""
 END_OF_PART = "bessemer: the end of a part "
 """A worker writes this line to stderr at the end of a part: all its lines about the part came before."""
 
@@ -208,6 +212,7 @@ def start_ray(run: RunOptions, for_others: bool = False) -> bool:
     _leave_sigterm_alone()
     own: dict[str, Any] = {} if run.ray_address else {"num_cpus": run.workers or os.cpu_count(), "object_store_memory": run.memory_bytes}
     if not run.ray_address:
+        os.environ.setdefault("RAY_TMPDIR", str(_folder()))
         _close(MoreMachines.token if for_others else None)
     try:
         with _passwords_withheld():
@@ -235,6 +240,18 @@ def start_ray(run: RunOptions, for_others: bool = False) -> bool:
     for name, level in {"ray": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
     return True
+
+
+def _folder() -> Path:
+    """For Ray's sockets and logs. Its default has a fixed name in TMPDIR and is open to everybody: whoever made it first could put sockets
+    of his own into it."""
+    try:
+        return temporary_folder(MOST_FOLDER_CHARS)
+    except OSError as error:
+        raise InputError(
+            f"no folder for Ray's sockets: {error.filename} cannot be made ({error.strerror}), and their path must be short; "
+            f"set RAY_TMPDIR to a folder of yours whose path has at most {MOST_FOLDER_CHARS} characters"
+        ) from error
 
 
 def _close(token: str | None) -> None:

@@ -44,12 +44,12 @@ def join(address: str, run: str, attempt: int) -> State | None:
         run: The id of the run that trains.
         attempt: Its run count; the next attempt asks for machines of its own.
     """
-    prepare_environment()
     return ending_in_a_sentence(lambda: lend(address, run, attempt))
 
 
 def lend(address: str, run: str, attempt: int) -> None:
     refuse_other_code()
+    prepare_environment()
     log.setLevel(logging.INFO)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", address, "--block", "--disable-usage-stats"]
     command += ["--object-store-memory", str(STORE_BYTES)]

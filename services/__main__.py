@@ -21,9 +21,9 @@ from services.up import up
 
 
 def main(arguments: list[str]) -> int:
-    prepare_environment()
     verb, *rest = arguments or [""]
     try:
+        prepare_environment()
         verbs: dict[str, Callable[[], object]] = {"up": up, "down": down, "status": print_status}
         if verb not in verbs or rest:
             raise InputError("usage: python -m services up | down | status")

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from contract.errors import InputError
+from contract.own_folders import at_home, in_clone
 from services import password, profiles
 from services.prefect_api import Api
 
@@ -27,6 +28,8 @@ class Clone:
 
     home: Path
     folder: Path
+    server_home: Path
+    """Where our server keeps its database: apart from the user's other projects, and where `make clean` does not remove it."""
     port: int | None
     reports_port: int | None
     external: str | None
@@ -38,8 +41,10 @@ class Clone:
         home = Path(os.environ.get("BESSEMER_HOME") or Path(__file__).parents[1]).resolve()
         ports = port if port is not None else port_of("BESSEMER_PORT"), port_of("BESSEMER_REPORTS_PORT")
         external = (os.environ.get("PREFECT_API_URL") or "").rstrip("/") or None
-        prefect_home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser().resolve()
-        return cls(home, home / ".cache" / "services", *ports, external, prefect_home, host_of("BESSEMER_HOST"))
+        given = os.environ.get("PREFECT_HOME")
+        prefect_home = Path(os.path.expanduser(given)) if given else at_home(".prefect")  # noqa: PTH111 (Path's raises without a home)
+        folders = in_clone(home, ".cache/services"), in_clone(home, ".prefect")
+        return cls(home, *folders, *ports, external, prefect_home.resolve(), host_of("BESSEMER_HOST"))
 
     @property
     def worker_name(self) -> str:
@@ -61,11 +66,6 @@ class Clone:
     @property
     def password_file(self) -> Path:
         return self.folder / "password"
-
-    @property
-    def server_home(self) -> Path:
-        """Where our server keeps its database: apart from the user's other projects, and where `make clean` does not remove it."""
-        return self.home / ".prefect"
 
     def api_url(self, port: int) -> str:
         """Where our own processes reach the server: on loopback, unless it listens at one other address alone."""

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from contract.own_folders import in_clone
 from services import background, run_metrics
 
 NAME = re.compile(r"/([0-9a-f]{12})\.html")
@@ -27,7 +28,7 @@ OWN_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORE
 
 def services_folder() -> Path:
     home = Path(os.environ.get("BESSEMER_HOME") or Path(__file__).parents[1])
-    return home.resolve() / ".cache" / "services"
+    return in_clone(home.resolve(), ".cache/services")
 
 
 def served(report: Path, fingerprint: str) -> str | None:

@@ -19,6 +19,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from pydantic import Field, ValidationError
 
 from contract.config import Frozen
+from contract.own_folders import in_clone
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 ENDED_S = 24 * 3600.0
@@ -65,7 +66,7 @@ class RunNow(Frozen):
 
 def folder() -> Path:
     home = Path(os.environ.get("BESSEMER_HOME") or Path(__file__).parents[1])
-    return home.resolve() / ".cache" / "services" / "metrics"
+    return in_clone(home.resolve(), ".cache/services") / "metrics"
 
 
 def page() -> bytes:

@@ -28,8 +28,8 @@ WORKER_GONE_S = 10  # a `make up` may be restarting it
 
 
 def main(arguments: list[str]) -> int:
-    prepare_environment()
     try:
+        prepare_environment()
         if not arguments:
             raise PipelineError("usage: python -m services.watch FLOW/DEPLOYMENT [NAME=VALUE ...]")
         return run(arguments[0], arguments[1:])

@@ -1,6 +1,6 @@
 """SHA-256 of files, remembered: a file whose size, times and inode did not move is not read again, nor an object whose ETag did not.
 
-The memo lies in the user's cache folder (BESSEMER_CACHE overrides it) and only saves time.
+The memo lies in the user's cache folder (contract/own_folders.py) and only saves time.
 """
 
 import contextlib
@@ -11,12 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-
-def cache_folder() -> Path:
-    base = os.environ.get("BESSEMER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bessemer"
-    folder = Path(base)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+from contract.own_folders import cache_folder
 
 
 def digest_of_bytes(data: bytes) -> str:

@@ -3,7 +3,7 @@
     <cache folder>/fetched/<digest>/file<suffix>       the folder's own time says when the copy was last used
     <cache folder>/fetched/folders/<key>/…             links to copies, under the names that a folder of an artifact has
 
-The cache folder is that of store/digests.py. BESSEMER_FETCHED_GB is the most that copies take; by default it is half of what they
+The cache folder is that of contract/own_folders.py. BESSEMER_FETCHED_GB is the most that copies take; by default it is half of what they
 have and the disk has free.
 """
 
@@ -12,14 +12,14 @@ import logging
 import os
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract.errors import InputError
-from store.digests import cache_folder, digest_of_file, read_digest
+from contract.own_folders import cache_folder, private
+from store.digests import digest_of_file, read_digest
 
 log = logging.getLogger("bessemer")
 
@@ -35,15 +35,7 @@ class Copy:
 
 
 def fetched_folder() -> Path:
-    """The folder, made with mode 0700. Raises InputError if somebody else made it, or made it a link."""
-    folder = cache_folder() / "fetched"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise InputError(f"{folder} is a link or belongs to another user, who could change what is read; remove it, or set BESSEMER_CACHE")
-    if found.st_mode & 0o077:
-        folder.chmod(0o700)
-    return folder
+    return private(cache_folder() / "fetched")
 
 
 def copy_of(digest: str, suffix: str, fetch: Callable[[Path], None]) -> Path | None:

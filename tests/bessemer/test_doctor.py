@@ -153,8 +153,10 @@ def test_a_server_of_the_users_that_does_not_answer(place: dict[str, str]) -> No
 def test_a_cache_in_whose_way_a_file_stands_and_a_tmp_that_is_not_there(place: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / ".cache").write_text("in the way")
     code, found, _ = ask(**place)
-    assert code == 1 and "cannot be written" in only(found, "cache")
+    assert code == 0 and found["cache"][1].endswith(f"{tmp_path}/.cache is not ours to write")
     (tmp_path / ".cache").unlink()
+    code, found, _ = ask(**place, BESSEMER_CACHE="/proc/cache")
+    assert code == 1 and only(found, "cache") == "BESSEMER_CACHE is /proc/cache, where nothing can be written: set it to a folder of yours"
     code, found, _ = ask(**place, TMPDIR=str(tmp_path / "gone"))
     assert code == 1 and "give TMPDIR another folder" in found["tmp"][1]
 

@@ -49,6 +49,16 @@ def test_setup_is_a_no_op_when_nothing_changed(clone: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == "setup   up to date\n"
 
 
+def test_a_clone_where_nothing_can_be_written_is_up_to_date_or_says_whose_it_is(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`make up` and `make pretrain` begin with set-up. A file where .cache must be stops root as well."""
+    (clone / ".cache").write_text("in the way")
+    setup.setup(clone)
+    assert capsys.readouterr().out == "setup   up to date\n"
+    (clone / ".venv/share/bessemer/lid.176.ftz").unlink()
+    with pytest.raises(setup.SetupError, match=r"^language must be installed, and .*/\.cache cannot be written .*: run make setup as"):
+        setup.setup(clone)
+
+
 @pytest.mark.parametrize(
     ("changed", "steps"),
     [
