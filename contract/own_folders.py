@@ -56,11 +56,13 @@ def temporary_folder(most_chars: int | None = None) -> Path:
     given = os.environ.get("TMPDIR")
     if given and not _takes_files(Path(given)):
         raise InputError(f"TMPDIR is {given}, where nothing can be written: set it to a folder of yours")
+    name = f"bessemer-{os.geteuid()}"
     try:
-        folder = Path(tempfile.gettempdir(), f"bessemer-{os.geteuid()}")
+        there = Path(tempfile.gettempdir())
     except FileNotFoundError:
         raise InputError("there is no folder for temporary files that can be written: set TMPDIR to a folder of yours") from None
-    return private(Path("/tmp", folder.name) if most_chars and len(os.fsencode(folder)) > most_chars else folder, "TMPDIR")
+    folder = there if there.name == name else there / name  # a worker's flows have it as TMPDIR
+    return private(Path("/tmp", name) if most_chars and len(os.fsencode(folder)) > most_chars else folder, "TMPDIR")
 
 
 def private(folder: Path, variable: str = "BESSEMER_CACHE") -> Path:

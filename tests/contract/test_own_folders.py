@@ -91,6 +91,12 @@ def test_a_tmpdir_that_takes_no_files_is_not_passed_over(place: Path, monkeypatc
         temporary_folder()
 
 
+def test_a_flow_whose_worker_gave_it_the_folder_as_tmpdir_uses_the_same(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = temporary_folder()
+    monkeypatch.setattr("tempfile.tempdir", str(ours))
+    assert temporary_folder() == ours
+
+
 def test_rays_folder_has_a_short_path_though_tmpdirs_is_long(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(place / "tmp"))
     assert temporary_folder(36) == Path("/tmp", f"bessemer-{os.geteuid()}")
