@@ -1,8 +1,14 @@
-"""The storage on S3, by boto3. Transport faults are retried by boto3's standard mode; what it gives up on is said in one sentence."""
+"""The storage on S3, by boto3. Transport faults are retried by boto3's standard mode; what it gives up on is said in one sentence.
+
+Every write names a digest of its whole body, and a server that got other bytes refuses it: on Amazon's S3 a CRC32, elsewhere the SHA-256
+that the signature covers, as other stores refuse headers that they do not know. There the object also carries its SHA-256 as metadata,
+and a read that is not of it is made again. Above that, artifacts are held to their manifest (store/artifact.py).
+"""
 
 import contextlib
 import email.utils
 import hashlib
+import os
 import re
 import secrets
 import time
@@ -11,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -35,6 +42,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from contract.errors import InputError, PipelineError, StorageError, TransientError
+from store.digests import digest_of_bytes, read_digest
 from store.storage import Entry
 
 # Below 1 GiB an object goes up in one request, so that its ETag and its presence appear together.
@@ -69,20 +77,35 @@ UNUSABLE = (
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, RETRIES = 10.0, 60.0, 8
 BROKEN = (HTTPError, IncompleteReadError, ResponseStreamingError, ResponseParserError, FlexibleChecksumError)
 """A body that broke off, stood still, or failed its checksum; boto3 lets urllib3's own errors through."""
+ARRIVED_CHANGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+"""A write whose body was not, for the server, what its digest says."""
 READS = 6
-"""Answers whose body broke off, or was not what its checksum says, before a read is given up."""
+"""Answers whose body broke off, or was not what its checksum says, before a read is given up; requests that arrived changed as well."""
+PAUSE_S = 0.1
+"""After the first of them; it doubles."""
+AMAZON = re.compile(r"(^|\.)(amazonaws\.com(\.cn)?|api\.aws)$")
+NOT_THERE = ("501", "NotImplemented")
+MARK = "bessemer-sha256"
+"""The user metadata of an object in which its writer put its SHA-256."""
+CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 Taken = TypeVar("Taken")
 
 
 @lru_cache(maxsize=8)
 def _client(endpoint_url: str | None) -> Any:
-    config = Config(
-        retries={"mode": "standard", "max_attempts": RETRIES},
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
-        s3={"addressing_style": "path"} if endpoint_url else {},
-    )
-    return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+    """For Amazon's S3 as boto3 has it. For any other store, wherever its address was set, what all of them know.
+
+    That is path style, unless the profile says otherwise, and no checksum beside the signature's, unless the environment asks for one.
+    """
+    session = boto3.session.Session()
+    config = Config(retries={"mode": "standard", "max_attempts": RETRIES}, connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S)
+    client = session.client("s3", endpoint_url=endpoint_url, config=config)
+    if AMAZON.search(urlsplit(client.meta.endpoint_url).hostname or ""):
+        return client
+    chosen = {"addressing_style": "path"} | (client.meta.config.s3 or {})
+    checksums = os.environ.get(CHECKSUMS) or "when_required"
+    other = Config(request_checksum_calculation=checksums, s3=chosen | {"payload_signing_enabled": True})
+    return session.client("s3", endpoint_url=endpoint_url, config=config.merge(other))
 
 
 @dataclass(frozen=True)
@@ -114,7 +137,7 @@ class S3Storage:
             raise _said(error.__context__ if isinstance(error.__context__, ClientError) else error, f"{self.uri}/{path}") from error
 
     def _again(self, path: str, call: Callable[[Any], Taken]) -> Taken:
-        """`call`, again while the body of its answer breaks off: boto3 itself retries only up to the headers."""
+        """`call`, again while the body of its answer breaks off, or its own body arrives changed: boto3 itself does not."""
         fault: Exception | None = None
         for attempt in range(READS):
             with self._calls(path) as client:
@@ -122,30 +145,44 @@ class S3Storage:
                     return call(client)
                 except BROKEN as error:
                     fault = error
-            time.sleep(0.1 * 2**attempt)
+                except (ClientError, Boto3Error) as error:
+                    if _code(error) not in ARRIVED_CHANGED:
+                        raise
+                    fault = error
+            time.sleep(PAUSE_S * 2**attempt)
+        if isinstance(fault, ClientError | Boto3Error):
+            raise TransientError(f"{self.uri}/{path}: {READS} requests in a row arrived changed ({fault}); run again")
         raise TransientError(f"{self.uri}/{path}: {READS} answers in a row broke off ({fault}); run again")
 
-    def _get(self, path: str, take: Callable[[Any], Taken]) -> Taken:
+    def _get(self, path: str, take: Callable[[Iterator[bytes]], Taken]) -> Taken:
         """What `take` makes of an object's body, the whole of it."""
 
         def whole(client: Any) -> Taken:
-            body = client.get_object(Bucket=self.bucket, Key=self._key(path))["Body"]
+            answer, digest = client.get_object(Bucket=self.bucket, Key=self._key(path)), hashlib.sha256()
+
+            def chunks() -> Iterator[bytes]:
+                for chunk in answer["Body"].iter_chunks(1 << 20):
+                    digest.update(chunk)
+                    yield chunk
+
             try:
-                return take(body)
+                taken = take(chunks())
             except (BotoCoreError, OSError) as error:
                 raise HTTPError(error) from error
+            _refuse_changed(answer, digest.hexdigest())
+            return taken
 
         return self._again(path, whole)
 
     def read(self, path: str) -> bytes:
-        return self._get(path, lambda body: bytes(body.read()))
+        return self._get(path, b"".join)
 
     def digest(self, path: str) -> str:
         """SHA-256 of the stored bytes, every one of them read."""
 
-        def take(body: Any) -> str:
+        def take(chunks: Iterator[bytes]) -> str:
             digest = hashlib.sha256()
-            for chunk in body.iter_chunks(1 << 20):
+            for chunk in chunks:
                 digest.update(chunk)
             return digest.hexdigest()
 
@@ -156,13 +193,17 @@ class S3Storage:
             return client.get_object(Bucket=self.bucket, Key=self._key(path))["Body"]
 
     def write(self, path: str, data: bytes) -> Entry:
-        with self._calls(path) as client:
-            answer = client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data)
-            return Entry(path, len(data), answer["ETag"])
+        def whole(client: Any) -> Any:
+            return client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data, **_marked(client, data))
+
+        answer = self._again(path, whole)
+        return Entry(path, len(data), answer["ETag"])
 
     def put(self, path: str, local: Path) -> Entry:
-        with self._calls(path) as client:
-            client.upload_file(str(local), self.bucket, self._key(path), Config=TRANSFER)
+        def whole(client: Any) -> None:
+            client.upload_file(str(local), self.bucket, self._key(path), _marked(client, local), Config=TRANSFER)
+
+        self._again(path, whole)
         entry = self.stat(path)
         if entry is None or entry.size != local.stat().st_size:
             raise StorageError(f"{self.uri}/{path} was uploaded and is not there whole; run again")
@@ -173,36 +214,48 @@ class S3Storage:
         for attempt in range(6):
             with self._calls(path) as client:
                 try:
-                    client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data, IfNoneMatch="*")
+                    marked = _marked(client, data)
+                    client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data, IfNoneMatch="*", **marked)
                     return True
                 except ClientError as error:
                     if _code(error) in ("412", "PreconditionFailed"):
                         return self.read(path) == data
-                    if _code(error) in ("501", "NotImplemented"):
+                    if _code(error) in NOT_THERE and client.meta.config.request_checksum_calculation == "when_required":
                         raise InputError(
                             f"the store behind {self.uri} does not implement a write with If-None-Match ({_code(error)}), so two runs "
                             "could publish over each other. Use a store with conditional writes."
                         ) from error
-                    if _code(error) not in ("409", "ConditionalRequestConflict"):
+                    if _code(error) not in {"409", "ConditionalRequestConflict"} | ARRIVED_CHANGED:
                         raise
-            time.sleep(0.1 * 2**attempt)
-        raise TransientError(f"{self.uri}/{path}: the store answered 409 six times; run again")
+                    said = _code(error)
+            time.sleep(PAUSE_S * 2**attempt)
+        raise TransientError(f"{self.uri}/{path}: the store answered {said} six times; run again")
 
     def fetch(self, path: str, to: Path) -> None:
         def whole(client: Any) -> None:
             client.download_file(self.bucket, self._key(path), str(to), Config=TRANSFER)
-            size = client.head_object(Bucket=self.bucket, Key=self._key(path))["ContentLength"]
-            if to.stat().st_size != size:
-                raise IncompleteReadError(actual_bytes=to.stat().st_size, expected_bytes=size)
+            answer = client.head_object(Bucket=self.bucket, Key=self._key(path))
+            if to.stat().st_size != answer["ContentLength"]:
+                raise IncompleteReadError(actual_bytes=to.stat().st_size, expected_bytes=answer["ContentLength"])
+            _refuse_changed(answer, read_digest(to))
 
         self._again(path, whole)
 
     def halves(self, prefix: str, before: float, delete: bool = False) -> list[Entry]:
-        """Uploads in parts that a killed process left unfinished, older than `before`; aborted when asked to. Their size is not told."""
+        """Uploads in parts that a killed process left unfinished, older than `before`; aborted when asked to. Their size is not told.
+
+        A store that cannot list them shows none.
+        """
         cut, found = len(self._key("")), []
         with self._calls(prefix) as client:
             pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
-            for upload in [upload for page in pages for upload in page.get("Uploads", [])]:
+            try:
+                uploads = [upload for page in pages for upload in page.get("Uploads", [])]
+            except ClientError as error:
+                if _code(error) not in NOT_THERE:
+                    raise
+                return []
+            for upload in uploads:
                 if upload["Initiated"].timestamp() < before:
                     found.append(Entry(upload["Key"][cut:], 0, None, upload["Initiated"].timestamp()))
                     if delete:
@@ -256,7 +309,23 @@ class S3Storage:
             )
 
 
-def _code(error: ClientError) -> str:
+def _marked(client: Any, body: bytes | Path) -> dict[str, Any]:
+    """Arguments of a write by which a read knows its bytes: a server without the request's CRC has none to send back."""
+    if client.meta.config.request_checksum_calculation != "when_required":
+        return {}
+    return {"Metadata": {MARK: read_digest(body) if isinstance(body, Path) else digest_of_bytes(body)}}
+
+
+def _refuse_changed(answer: dict[str, Any], digest: str) -> None:
+    """Raise one of BROKEN if the body is not what its writer said, in an answer to GET or HEAD; what others wrote says nothing."""
+    if (said := answer.get("Metadata", {}).get(MARK, digest)) != digest:
+        raise HTTPError(f"SHA-256 {digest[:12]}, and {said[:12]} was written")
+
+
+def _code(error: ClientError | Boto3Error) -> str:
+    """What the server said. A transfer's own error, which has no code, holds the fault that ended it."""
+    if not isinstance(error, ClientError):
+        return _code(error.__context__) if isinstance(error.__context__, ClientError) else ""
     return str(error.response.get("Error", {}).get("Code", "")) or str(error.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
@@ -274,6 +343,9 @@ def _said(error: Exception, uri: str) -> Exception:
             return InputError(
                 f"S3 refused {uri}: {code}. Check the credentials, their expiry, the bucket's policy and region, and this machine's clock."
             )
+        if code in NOT_THERE:
+            what = f"It may refuse the checksum that {CHECKSUMS} asks for: unset it" if CHECKSUMS in os.environ else "Use a store that does"
+            return InputError(f"the store behind {uri} does not implement what it was asked: {error}. {what}.")
         return TransientError(f"S3 answered {code} for {uri}, after retries: {error}. Run again.")
     said = re.sub(r"//[^/\s\"]*@", "//", str(error))  # AWS_ENDPOINT_URL, or a proxy's address, may hold a password
     return TransientError(f"no good answer from the store for {uri}: {said}. Check storage.endpoint_url and the network, then run again.")
