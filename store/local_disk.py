@@ -139,6 +139,18 @@ class LocalStorage:
                 Path(parent).rmdir()
 
     def now(self) -> float:
+        """The file system's clock, by a file made now: machines that share a root by NFS judge locks by one clock, its server's.
+
+        Where no file can be made (read-only, full, or not there yet), this machine's clock.
+        """
+        for folder in (Path(self.root, "artifacts"), Path(self.root)):
+            probe = _beside(folder / "clock")
+            with contextlib.suppress(OSError):
+                try:
+                    probe.touch(exist_ok=False)
+                    return probe.stat().st_ctime
+                finally:
+                    probe.unlink(missing_ok=True)
         return time.time()
 
     def probe(self) -> None:

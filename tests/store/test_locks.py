@@ -16,6 +16,7 @@ import pytest
 from services import background
 from store import locks
 from store.locks import hold
+from store.root import open_root
 from store.storage import Storage
 
 HOLDER = """
@@ -141,3 +142,43 @@ def test_a_holder_in_another_pid_namespace_with_our_host_name_is_not_taken_for_d
     there, ours_is_gone = done.stdout.strip().split(";")
     assert there.startswith(f"{socket.gethostname()} pid 1 of ")
     assert ours_is_gone == "False" and not locks._is_gone(there)
+
+
+@pytest.fixture(params=[3600, -3600], ids=["an hour ahead", "an hour behind"])
+def wrong_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """This machine's clock, off by so many seconds beside that of the machine which holds the files."""
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + request.param)
+    return float(request.param)
+
+
+def test_a_machine_with_a_wrong_clock_tells_the_time_of_the_file_system(local: Storage, wrong_clock: float, tmp_path: Path):
+    for entries in ([], ["artifacts/a"]):  # a new root, and one with artifacts
+        Path(local.local("")).mkdir(exist_ok=True)
+        for path in entries:
+            local.write(path, b"x")
+        now = local.now()
+        (tmp_path / "probe").touch()
+        assert abs((tmp_path / "probe").stat().st_mtime - now) < 30
+        assert not list(tmp_path.rglob(".partial-*"))
+
+
+def test_a_live_lock_of_another_machine_is_waited_for_and_a_dead_one_is_free_however_wrong_our_clock_is(local: Storage, wrong_clock: float):
+    """Judged by our own clock, one an hour ahead takes the live lock, and one an hour behind waits an hour for the dead one."""
+    said: list[str] = []
+    with holder(local, "another-machine", 2.0) as process:
+
+        def waiting(line: str) -> None:
+            said.append(line)
+            process.kill()  # it renews no more
+            process.wait()
+
+        begun = time.monotonic()
+        with hold(local, "toy", waiting, poll_s=0.05):
+            assert said and said[0].startswith("waiting for another-machine pid ")
+            assert time.monotonic() - begun < 20
+
+
+def test_on_a_root_that_cannot_be_written_the_machines_own_clock_is_told(tmp_path: Path):
+    assert abs(open_root((tmp_path / "absent").as_uri()).now() - time.time()) < 30
+    assert not (tmp_path / "absent").exists()
