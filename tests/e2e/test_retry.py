@@ -189,7 +189,7 @@ def test_on_s3_a_missing_bucket_and_killed_children_are_said_and_retry_goes_on(
 
 
 def test_a_corrected_parameter_is_a_new_run_whose_earlier_stages_are_cached(installed: Installation, undisturbed: Storage, root: Storage):
-    nothing = {"max_mean_word_chars": 0}
+    nothing = {"min_mean_word_chars": 0, "max_mean_word_chars": 0}
     domains = dict.fromkeys(("code", "conversation", "reference"), nothing)  # which have bounds of their own
     settings = {"storage.root": root.uri, "filters.select.default": nothing, "filters.select.domains": domains}
     run = installed.wait(wrong := installed.start("curate", **settings), is_final)
