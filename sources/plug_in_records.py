@@ -11,7 +11,7 @@ from contract.errors import ConfigError, is_of_the_machine
 from sources.config import IngestConfig, Placed, Source
 from sources.plug_in_reader import Reader, reader_of
 from sources.records import document_of
-from sources.rows import HEAD_BYTES, Blank, Row, Unreadable
+from sources.rows import HEAD_BYTES, Blank, Document, Row, Unreadable
 from sources.streams import CHUNK, StreamFault, stream
 
 MOST_SAID = 500
@@ -77,17 +77,28 @@ def _row(value: object, path: str, at: int, source: Source, most_bytes: int) -> 
         return Unreadable(path, at, f"not a mapping but a {type(value).__name__}", b"")
     text = value.get(source.text_field)
     head = text[:HEAD_BYTES].encode("utf-8", "replace") if isinstance(text, str) else b""
+    fields = {key: item for key, item in value.items() if key != source.text_field}
+    omitted = [key for key, item in fields.items() if not _is_json(key, item)]
+    kept = {key: item for key, item in fields.items() if key not in omitted}
+    size = len(orjson.dumps(kept))
     try:
-        size = len(orjson.dumps({key: item for key, item in value.items() if key != source.text_field}))
         if isinstance(text, str):
             size += len(text) if len(text) > most_bytes else len(text.encode())
     except UnicodeEncodeError:
         return Unreadable(path, at, "a text with lone surrogates, which no encoding holds", head)
-    except TypeError as error:  # orjson's own is one
-        return Unreadable(path, at, f"its fields are not such that JSON can hold them: {error}", head)
     if size > most_bytes:
         return Unreadable(path, at, f"a record of {size:,} bytes, over {most_bytes:,} (ingest.max_record_bytes)", head)
-    return document_of(value, path, at, source, head)
+    row = document_of({**kept, **({source.text_field: text} if source.text_field in value else {})}, path, at, source, head)
+    return row._replace(omitted=tuple(sorted(map(str, omitted)))) if isinstance(row, Document) else row
+
+
+def _is_json(key: object, item: object) -> bool:
+    """Whether JSON holds a field as it is, and not by a text that may name an address in memory."""
+    try:
+        orjson.dumps({key: item})
+    except TypeError:  # orjson's own is one
+        return False
+    return True
 
 
 def _said(error: BaseException) -> str:

@@ -3,9 +3,12 @@
 JSON is strict (orjson): NaN, lone surrogates, raw control characters and nesting beyond 1,024 are no JSON here, in every file alike.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 import orjson
@@ -21,13 +24,17 @@ from sources.streams import BOMB_FLOOR, GROWS
 
 MOST_VALUES = 2**20
 """A line of JSON has no more values: each may take 290 bytes of memory for 3 bytes of text, as in [],[]."""
+LONG_NUMBER = re.compile(rb"[0-9]{19}")
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+TOO_LONG = "a row of {:,} bytes, over {:,} (ingest.max_record_bytes)"
 BATCH_ROWS, BATCH_BYTES = 256, 128 * 2**20
 LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION = 128 * 2**20, 20  # text compresses by 2 to 20
 MOST_HELD_BYTES, ROW_BYTES = 850 * 2**20, 380 * 2**20
 """A page is held whole, as stored and decompressed, beside what is made of it: its only text, or a row of 64 MiB with the string of it,
 six times that. Arrow's own writer makes a page of 1,024 books, 300 MB and more, which is read where it compresses by 2."""
-PLAIN = (str, int, float, bool)
+PLAIN = (str, int, float, bool, Decimal, date)
+UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, RecursionError)
+"""What Arrow, and the conversion of a value to Python, raise for what a file holds."""
 
 
 def read_jsonl(handle: BinaryIO, path: str, source: Source, file: LineFile, start: int, end: int | None) -> Iterator[Row]:
@@ -50,12 +57,27 @@ def _object(encoding: str, line: Line) -> dict[str, Any] | str:
         data = line.data if encoding == "utf-8" else line.data.decode(encoding).encode()
         if _has_too_many_values(data):
             return f"a line of more than {MOST_VALUES:,} JSON values; a document has fewer, so leave its other fields out"
-        value = orjson.loads(data)
+        value = _with_long_numbers(data, orjson.loads(data))
     except UnicodeDecodeError as error:
         return f"not {encoding}: {error.reason} at its byte {error.start:,}"
     except (orjson.JSONDecodeError, UnicodeError) as error:
         return _why_not_json(line.data, encoding, error)
     return value if isinstance(value, dict) else f"not a JSON object but {_kind(value)}"
+
+
+def _with_long_numbers(data: bytes, value: Any) -> Any:
+    """The value with integers of more than 64 bits as they are written: orjson makes floats of them, and two ids are equal then."""
+    if LONG_NUMBER.search(data) is None:
+        return value
+    try:
+        return json.loads(data, parse_int=_integer)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _integer(text: str) -> int | str:
+    number = int(text) if len(text) <= len(str(-(2**63))) else 2**64
+    return number if -(2**63) <= number < 2**64 else text
 
 
 def _has_too_many_values(data: bytes) -> bool:
@@ -113,6 +135,8 @@ def document_of(record: dict[str, Any], path: str, at: int, source: Source, head
 def _label(record: dict[str, Any], field: str | None) -> str | None:
     """A field's value as a string; None where it is absent, null, empty or no plain value."""
     value = record.get(field) if field else None
+    if isinstance(value, bytes):
+        return value.hex() or None
     return (str(value) or None) if isinstance(value, PLAIN) else None
 
 
@@ -131,31 +155,57 @@ def read_parquet(
             if start == 0:  # said once, by the first split
                 yield Unreadable(path, 0, fault, b"")
             return
-        columns = [name for name, kind in fields.items() if _is_string(kind) or pa.types.is_primitive(kind)]
+        needed = [name for name in (source.text_field, source.id_field, source.group_field, source.license_field) if name in fields]
+        columns = [name for name, kind in fields.items() if name in needed or _is_string(kind) or _is_plain(kind)]
         for index, group in enumerate(row_groups(handle)):
             if start > group.chunks[0].offset or (end is not None and group.chunks[0].offset >= end):
                 first += group.rows
                 continue
-            size, stored = _page_bytes(handle, group, columns)
-            if size + stored + max(size, ROW_BYTES) > MOST_HELD_BYTES or size > max(LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION * stored):
+            taken, size, stored = _measured(handle, group, columns, needed)
+            if _is_too_large(size, stored):
                 yield Unreadable(path, first, _too_large(size, stored, group.rows), b"")
                 first += group.rows
                 continue
             rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
-            for batch in file.iter_batches(rows, row_groups=[index], columns=columns):
+            for batch in _batches(file, index, rows, taken, needed):
                 if size > BATCH_BYTES:
                     pa.default_memory_pool().release_unused()  # of the batch before: each reserves what is left of its page
-                lengths = _row_bytes(batch)
+                lengths, needed_lengths = _row_bytes(batch, batch.schema.names), _row_bytes(batch, needed)
                 grown += sum(length for length in lengths if length <= max_bytes)
                 if grown > most:
                     yield Unreadable(path, first, GROWS.format(max_expansion), b"")
                     return
-                yield from (_row(batch, row, length, path, first + row, source, max_bytes) for row, length in enumerate(lengths))
-                first += batch.num_rows
-    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, RecursionError) as error:
+                for row in range(batch.num_rows):
+                    if needed_lengths[row] > max_bytes:
+                        yield Unreadable(path, first, TOO_LONG.format(needed_lengths[row], max_bytes), b"")
+                    else:
+                        yield _row(batch, row, columns if lengths[row] <= max_bytes else needed, columns, path, first, source)
+                    first += 1
+    except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the content
         yield Unreadable(path, first, f"the rest is no readable Parquet: {str(error).splitlines()[0] if str(error) else error!r}", b"")
+
+
+def _batches(file: pq.ParquetFile, group: int, rows: int, columns: list[str], needed: list[str]) -> Iterator[pa.RecordBatch]:
+    """The batches of a row group. If a column that is not needed cannot be read, the rest of the group comes without those."""
+    done = 0
+    try:
+        for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
+            yield batch
+            done += batch.num_rows
+        return
+    except UNREADABLE as error:
+        if columns == needed or (isinstance(error, OSError) and error.errno is not None):
+            raise
+    for batch in file.iter_batches(rows, row_groups=[group], columns=needed):
+        if done < batch.num_rows:
+            yield batch.slice(done)
+        done = max(0, done - batch.num_rows)
+
+
+def _is_too_large(size: int, stored: int) -> bool:
+    return size + stored + max(size, ROW_BYTES) > MOST_HELD_BYTES or size > max(LEAST_BOMB_PAGE_BYTES, MOST_PAGE_EXPANSION * stored)
 
 
 def _too_large(size: int, stored: int, rows: int) -> str:
@@ -163,6 +213,18 @@ def _too_large(size: int, stored: int, rows: int) -> str:
         f"the {rows:,} rows of a row group, with pages of {size:,} bytes made of {stored:,}: a page is read whole. Write it with "
         "smaller ones, as by pyarrow's write_batch_size and data_page_size"
     )
+
+
+def _measured(handle: BinaryIO, group: RowGroup, columns: list[str], needed: list[str]) -> tuple[list[str], int, int]:
+    """The columns to read of a row group, with their page bytes: without those that are not needed where their pages cannot be read."""
+    try:
+        size, stored = _page_bytes(handle, group, columns)
+        if columns == needed or not _is_too_large(size, stored):
+            return columns, size, stored
+    except UNREADABLE:
+        if columns == needed:
+            raise
+    return needed, *_page_bytes(handle, group, needed)
 
 
 def _page_bytes(handle: BinaryIO, group: RowGroup, columns: list[str]) -> tuple[int, int]:
@@ -183,20 +245,27 @@ def _is_string(kind: pa.DataType) -> bool:
     return pa.types.is_string(own) or pa.types.is_large_string(own) or pa.types.is_string_view(own)
 
 
-def _row(batch: pa.RecordBatch, index: int, length: int, path: str, at: int, source: Source, max_bytes: int) -> Row:
-    if length > max_bytes:
-        return Unreadable(path, at, f"a row of {length:,} bytes, over {max_bytes:,} (ingest.max_record_bytes)", b"")
-    try:
-        record = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
-    except (UnicodeDecodeError, ValueError, OverflowError) as error:
-        return Unreadable(path, at, f"a row that cannot be read: {error}", b"")
-    return document_of(record, path, at, source, str(record[source.text_field])[:HEAD_BYTES].encode("utf-8", "replace"))
+def _is_plain(kind: pa.DataType) -> bool:
+    return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
 
 
-def _row_bytes(batch: pa.RecordBatch) -> list[int]:
-    """The bytes of each row's strings, before any is made."""
+def _row(batch: pa.RecordBatch, index: int, names: list[str], all_names: list[str], path: str, at: int, source: Source) -> Row:
+    """The document of a row from the columns `names`; a value that Python cannot have is left out, unless it is the text."""
+    record: dict[str, Any] = {}
+    for name in (name for name in names if name in batch.schema.names):
+        try:
+            record[name] = batch.column(name)[index].as_py()
+        except UNREADABLE as error:
+            if name == source.text_field:
+                return Unreadable(path, at, f"its {name} cannot be read: {error}", b"")
+    row = document_of(record, path, at, source, str(record[source.text_field])[:HEAD_BYTES].encode("utf-8", "replace"))
+    return row._replace(omitted=tuple(name for name in all_names if name not in record)) if isinstance(row, Document) else row
+
+
+def _row_bytes(batch: pa.RecordBatch, names: list[str]) -> list[int]:
+    """The bytes of each row's strings in these columns, before any is made."""
     lengths = [0] * batch.num_rows
-    for column in batch.columns:
+    for column in (batch.column(name) for name in names if name in batch.schema.names):
         if _is_string(column.type):
             own = pc.binary_length(column.cast(pa.large_string())).to_pylist()
             lengths = [length + (more or 0) for length, more in zip(lengths, own, strict=True)]

@@ -66,7 +66,7 @@ def _as_records(source: Source) -> Source:
     return source if source.text_field != "text" else source.model_copy(update={"text_field": "chosen"})
 
 
-@stage(version=2, config=_identity, external=lambda config, storage: source_digests(config.reading, storage))
+@stage(version=3, config=_identity, external=lambda config, storage: source_digests(config.reading, storage))
 def align_data(splits: Artifact, config: AlignDataIdentity, out: Output) -> Ledger:
     """sft.parquet, preferences.parquet, prompts.parquet and gold/; beside them documents.parquet, which is no content: of places.
 

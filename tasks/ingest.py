@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -18,10 +19,12 @@ from sources.opener import Opener
 from sources.pieces import rows_of
 from sources.plan import Piece, Selection, digest_of_selection, plan_parts, select
 from sources.removals import Removals
-from sources.rows import Batch, Document, Unreadable, quarantine_table
+from sources.rows import EXTRA_BYTES, Batch, Document, Unreadable, quarantine_table
 from store.digests import digests_of_files
 from store.storage import Storage
 from tasks.gating import warm_up
+
+MOST_NAMED = 8
 
 
 def selections(config: IngestIdentity) -> list[Selection]:
@@ -36,7 +39,7 @@ def source_digests(config: IngestIdentity, storage: Storage) -> dict[str, str]:
 
 
 @stage(
-    version=2,
+    version=3,
     config=lambda c: IngestIdentity.of(c.sources, c.ingest, c.storage.endpoint_url),
     rows="out",
     external=source_digests,
@@ -61,6 +64,7 @@ def ingest(config: IngestIdentity, out: Output) -> Ledger:
     count = total(Count.from_json(result["count"]) for result in results)
     _report(chosen, results, quarantine, out)
     _refuse_empty(chosen, results, quarantine)
+    _refuse_misspelt_fields(chosen, results, out)
     _refuse_repeated_ids(out)
     return Ledger(documents=count)
 
@@ -73,14 +77,16 @@ def read_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
     bad: list[tuple[str, Unreadable]] = []
     documents, size = Counter[str](), Counter[str]()
     removals: Removals = spec["removals"]
-    blank, removed = 0, Counter[str]()
+    blank, removed, omitted, lacking = 0, Counter[str](), Counter[str](), Lacking()
     for source, _, row in rows_of(pieces, config.sources, config.ingest, spec["opener"]):
         if isinstance(row, Document) and removals.hit(source.name, source.license, row):
             removed[source.name] += 1
         elif isinstance(row, Document):
             if batch.text_bytes > 2 * config.ingest.part_bytes:
                 write.table(_name(number, files), batch.table())
+                omitted += batch.omitted
                 batch, files = Batch(), files + 1
+            lacking.note(source, row)
             size[source.name] += batch.add(source, row)
             documents[source.name] += 1
         elif isinstance(row, Unreadable):
@@ -93,7 +99,26 @@ def read_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
     out = documents.total()
     dropped = {"blank": blank} | ({"removed": removed.total()} if removals.rules else {})
     count = Count(came_in=out + len(bad) + sum(dropped.values()), out=out, dropped=dropped, quarantined=len(bad))
-    return {"count": count.to_json(), "documents": dict(documents), "bytes": dict(size), "removed": dict(removed)}
+    sums = {"documents": documents, "bytes": size, "removed": removed, "omitted": omitted + batch.omitted, "lacking": lacking.counts}
+    return {"count": count.to_json(), "names": lacking.names, **{name: dict(counts) for name, counts in sums.items()}}
+
+
+@dataclass
+class Lacking:
+    """Documents without a field that their source names (`source setting`), and the fields that the first of them has."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, source: Source, document: Document) -> None:
+        for setting, is_there in (
+            ("id_field", document.locator.startswith("#")),
+            ("group_field", document.group is not None),
+            ("license_field", document.license is not None),
+        ):
+            if getattr(source, setting) is not None and not is_there:
+                self.counts[f"{source.name} {setting}"] += 1
+                self.names.setdefault(f"{source.name} {setting}", sorted({*(document.extra or ())} - {"file", "offset"})[:MOST_NAMED])
 
 
 def _name(part: int, file: int) -> str:
@@ -114,6 +139,10 @@ def _report(chosen: list[Selection], results: list[dict[str, Any]], quarantine: 
     absent = [selection.source.domain for selection in chosen if not selection.files]
     if absent:
         out.warn(f"the environment holds no text of {', '.join(absent)}; give a source of your own for it")
+    if omitted := _sums(results, "omitted"):
+        most = ", ".join(f"{name} ({count:,})" for name, count in omitted.most_common(MOST_NAMED))
+        out.warn(f"{omitted.total():,} values of metadata could not be kept, or are over {EXTRA_BYTES:,} bytes; their texts are. {most}")
+        out.figures["omitted_metadata"] = dict(sorted(omitted.items()))
     if len(quarantine):
         out.warn(f"{len(quarantine):,} records could not be read; `quarantine.parquet` says which and why ({_first(quarantine)})")
     out.figures["domains"] = domains
@@ -144,6 +173,24 @@ def _refuse_empty(chosen: list[Selection], results: list[dict[str, Any]], quaran
     if not documents.total():
         names = ", ".join(selection.source.uri for selection in chosen)
         raise InputError(f"nothing to read: no source has a document ({names}); give `sources` that have text")
+
+
+def _refuse_misspelt_fields(chosen: list[Selection], results: list[dict[str, Any]], out: Output) -> None:
+    """Raise InputError for a field that no record of its source has: hosts would leak across the split, or ids be lost. Count some."""
+    documents, lacking = _sums(results, "documents"), _sums(results, "lacking")
+    for source in (selection.source for selection in chosen):
+        for setting in ("id_field", "group_field", "license_field"):
+            key, named = f"{source.name} {setting}", getattr(source, setting)
+            if not lacking[key]:
+                continue
+            if lacking[key] == documents[source.name]:
+                names = next(result["names"][key] for result in results if key in result["names"])
+                raise InputError(
+                    f"source {source.name}: no record has a value in the field {named!r} ({setting}); the first has "
+                    f"{', '.join(names) or 'no field but its text'}. Correct {setting}, or leave it out."
+                )
+            out.warn(f"source {source.name}: {lacking[key]:,} of {documents[source.name]:,} records have no {named!r} ({setting})")
+            out.figures.setdefault("lacking", {})[key] = lacking[key]
 
 
 def _refuse_repeated_ids(out: Output) -> None:

@@ -172,9 +172,36 @@ def test_ids_of_the_users_own_stay_and_repeated_ones_stop_the_run(local: Storage
     rows = documents(run(local, source)).to_pylist()
     place = path.read_bytes().index(b'{"text": "none"')
     assert [(row["locator"], row["group"]) for row in rows] == [("#7", None), ("#b", "h"), (f"a.jsonl:{place}", None)]
-    path.write_text('{"text": "one", "id": "b"}\n{"text": "two", "id": "b"}\n')
+    path.write_text('{"text": "one", "id": "b", "host": "h"}\n{"text": "two", "id": "b"}\n')
     with pytest.raises(InputError, match=r"ids repeat.*a\.jsonl"):
         run(local, source)
+
+
+@pytest.mark.parametrize("setting", ["id_field", "group_field", "license_field"])
+def test_a_field_that_no_record_has_is_refused_and_one_that_some_lack_is_counted(local: Storage, tmp_path: Path, setting: str) -> None:
+    path, journal = tmp_path / "a.jsonl", Journal()
+    path.write_text(
+        "".join(json.dumps({"text": f"t{i}", "host": f"h{i}", "url": "u"} | ({"key": f"k{i}"} if i else {})) + "\n" for i in range(9))
+    )
+    with pytest.raises(
+        InputError, match=rf"source web: no record has a value in the field 'hots' \({setting}\); the first has host, url\. Cor"
+    ):
+        run(local, Source(uri=str(path), domain="web", **{setting: "hots"}))
+    made = run_with_journal(local, journal, Source(uri=str(path), domain="web", **{setting: "key"}), part_bytes=60)
+    assert [text for text in journal.warnings if "no 'key'" in text] == [f"source web: 1 of 9 records have no 'key' ({setting})"]
+    assert made.figures["lacking"] == {f"web {setting}": 1}
+    assert "lacking" not in run(local, Source(uri=str(path), domain="web", **{setting: "host"})).figures
+
+
+def test_metadata_that_cannot_be_kept_is_counted_and_no_text_is_lost(local: Storage, tmp_path: Path) -> None:
+    path, journal = tmp_path / "a.jsonl", Journal()
+    deep = "[" * 300 + "]" * 300
+    path.write_text("".join(f'{{"text": "t{i}", "url": "u{i}", "tree": {deep if i % 2 else 1}}}\n' for i in range(9)))
+    made = run_with_journal(local, journal, Source(uri=str(path), domain="web"), part_bytes=1000)
+    rows = documents(made).to_pylist()
+    assert [json.loads(row["extra"])["url"] for row in rows] == [f"u{i}" for i in range(9)]
+    assert made.figures["omitted_metadata"] == {"web: tree": 4} and made.figures["domains"]["web"]["documents"] == 9
+    assert any("4 values of metadata could not be kept" in text and "web: tree (4)" in text for text in journal.warnings)
 
 
 def test_two_sources_of_one_text_have_ids_of_their_own(local: Storage, data: Path) -> None:

@@ -55,7 +55,7 @@ def articles(tmp_path: Path) -> Path:
     folder = tmp_path / "articles"
     folder.mkdir()
     for file in range(4):
-        bodies = "".join(f'<article id="{file}-{i}"><body>Article {i} of {file}.</body></article>' for i in range(8))
+        bodies = "".join(f'<article id="{file}-{i}"><body>Article {i} of {file}.</body><license>MIT</license></article>' for i in range(8))
         last = "<article><license>CC0</license></article>" if file == 1 else "</broken>" if file == 3 else ""
         (folder / f"{file}.xml").write_text(f"<all>{bodies}{last}</all>")
     (folder / "note.txt").write_text("A note.")
