@@ -37,26 +37,29 @@ def _mixed(row: Mapping[str, Any], mixture: Mapping[str, Any]) -> tuple[str, str
 
 
 def absent(figures: Figures) -> list[str]:
-    """Domains that the mixture asks for and that have no token."""
+    """Domains that have a weight and no token."""
     domains = (figures.get("mixture") or {}).get("domains", {})
-    return [name for name, row in domains.items() if not row["available"] and row["asked"]]
+    return [name for name, row in domains.items() if not row["available"] and row["weight"]]
 
 
 def _shares(mixture: Mapping[str, Any]) -> str:
     """Which domains fell short, and where their weight went: in words, so that it cannot be overlooked."""
     domains = mixture["domains"]
     lacking = {name: row for name, row in domains.items() if row["got"] < row["asked"]}
-    none = [name for name, row in lacking.items() if not row["available"]]
-    few = [name for name in lacking if name not in none]
+    none = [name for name, row in domains.items() if not row["available"] and row["weight"]]
     said = []
     if none:
         said.append(f"There is no text of {' and '.join(none)} ({_weight(domains, none)} of the weight).")
-    if few:
-        said.append(f"There is less of {' and '.join(few)} than was asked, even repeated ({_weight(domains, few)} of the weight).")
-    if lacking and (given := [name for name, row in domains.items() if row["got"] > row["asked"]]):
+    if lacking:
+        said.append(f"There is less of {' and '.join(lacking)} than was asked, even repeated ({_weight(domains, lacking)} of the weight).")
+    if (none or lacking) and (given := [name for name, row in domains.items() if row["got"] > row["asked"]]):
         said.append(f"What they lack was shared out over {', '.join(given)} in proportion to their weights.")
     if mixture["got"] < mixture["asked"]:
         said.append(f"In all {mixture['got']:,} of the {mixture['asked']:,} tokens asked are there.")
+    most = mixture.get("max_epochs")
+    if often := {name: times for name, times in mixture.get("trained", {}).items() if most and times > most * (1 + 1e-9)}:
+        times = ", ".join(f"{name} {count:.1f} times" for name, count in sorted(often.items()))
+        said.append(f"Training goes through {times}, over mix.max_epochs ({most:g}).")
     return " ".join(said) if said else "Every domain has the tokens that were asked of it."
 
 

@@ -155,7 +155,8 @@ def read_parquet(
             if start == 0:  # said once, by the first split
                 yield Unreadable(path, 0, fault, b"")
             return
-        needed = [name for name in (source.text_field, source.id_field, source.group_field, source.license_field) if name in fields]
+        labels = (source.text_field, source.id_field, source.group_field, source.license_field)
+        needed = [name for name in labels if name is not None and name in fields]
         columns = [name for name, kind in fields.items() if name in needed or _is_string(kind) or _is_plain(kind)]
         for index, group in enumerate(row_groups(handle)):
             if start > group.chunks[0].offset or (end is not None and group.chunks[0].offset >= end):

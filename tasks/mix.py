@@ -34,7 +34,7 @@ class Mixing(Frozen):
     context: int
 
 
-@stage(version=1, config=lambda c: Mixing(mix=c.mix, context=c.model.context), counts="tokens")
+@stage(version=2, config=lambda c: Mixing(mix=c.mix, context=c.model.context), counts="tokens")
 def mix(
     documents: Artifact,
     selection: Artifact,
@@ -53,6 +53,11 @@ def mix(
     """
     stock = _Stock.read(tokens)
     planned = plan(stock.tokens("train"), config.mix)
+    if planned.got < planned.asked:
+        out.warn(
+            f"{planned.asked:,} tokens are asked for (mix.total_tokens), and the text gives {planned.got:,}, each document at most "
+            f"{config.mix.max_epochs:g} times (mix.max_epochs): give more text, or ask for less"
+        )
     most = config.mix.validation_tokens
     wanted = {
         "train": {domain: row.got for domain, row in planned.domains.items()},

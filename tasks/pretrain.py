@@ -57,6 +57,7 @@ def pretrain(blocks: Artifact, tokenizer: Artifact, config: Pretraining, out: Ou
         "validation_blocks": min(num_held, settings.validation_blocks),
         "epochs": round(steps * batch_size / num_blocks, 4),
     }
+    _warn_of_repeats(blocks, out)
     train(
         out,
         "pretrain",
@@ -72,6 +73,17 @@ def pretrain(blocks: Artifact, tokenizer: Artifact, config: Pretraining, out: Ou
         unit="steps",
     )
     return Ledger()
+
+
+def _warn_of_repeats(blocks: Artifact, out: Output) -> None:
+    """Say so where the steps go through a domain more often than the mixture may: its text comes several times in the blocks already."""
+    most = blocks.manifest["identity"]["config"].get("mix", {}).get("max_epochs")
+    times = {domain: row["epochs"] * max(1.0, out.figures["epochs"]) for domain, row in blocks.figures.get("domains", {}).items()}
+    often = {domain: count for domain, count in times.items() if most is not None and count > most * (1 + 1e-9)}
+    if often:
+        said = ", ".join(f"{domain} {count:.1f} times" for domain, count in sorted(often.items()))
+        out.warn(f"the steps go through {said}, over mix.max_epochs ({most:g}): give more text, or fewer steps (train.max_steps)")
+    out.figures["text_epochs"] = {domain: round(count, 4) for domain, count in times.items()}
 
 
 def _init(settings: TrainConfig, vocab_size: int, context: int) -> str | None:

@@ -45,7 +45,7 @@ class Nothing(Frozen):
     """The report has no settings: it shows what is there."""
 
 
-@stage(version=3, config=lambda c: Nothing())
+@stage(version=4, config=lambda c: Nothing())
 def report(documents: Artifact, config: Nothing, out: Output, **more: Artifact) -> Ledger:
     """figures.json: content, deterministic. report.html: an attachment, as it shows times and what this run was asked for."""
     given = dict.fromkeys(ROLES) | {"documents": documents} | more
@@ -75,6 +75,8 @@ def collect(present: dict[str, Artifact], missing: Sequence[str]) -> dict[str, A
     figures["corpus"] = read_by_domain(present)
     if "blocks" in present:
         figures["mixture"] = {key: present["blocks"].figures[key] for key in ("asked", "got", "domains")}
+        figures["mixture"]["max_epochs"] = present["blocks"].manifest["identity"]["config"].get("mix", {}).get("max_epochs")
+        figures["mixture"]["trained"] = present["base"].figures.get("text_epochs", {}) if "base" in present else {}
     judges = judged(present)
     figures["signals"] = [
         row | judges.get((family, row["signal"]), {})

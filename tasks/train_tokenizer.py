@@ -137,6 +137,9 @@ def _draws(out: Output, config: Learning, sized: list[dict[str, Any]]) -> dict[s
             "train_tokenizer found no text: `select` kept no train document of a domain that has a weight. "
             f"Train text by domain, in bytes: {stock or 'none'}; mix.weights: {dict(config.weights)}."
         )
+    if absent := sorted(name for name, weight in weights.items() if weight and not stock.get(name)):
+        lost = sum(weights[name] for name in absent)
+        out.warn(f"there is no text of {', '.join(absent)} to train on: their share of the mixture ({lost:.0%}) goes to the other domains")
     table = pa.concat_tables([out.reader.table(name) for name in out.reader.names("sizes-")])
     words, sizes = id_words(table["id"]), table["bytes"].to_numpy()
     key, domain = keys(words, config.tokenizer.seed, "sample"), table["domain"].to_numpy()

@@ -15,7 +15,8 @@ from tokens.order import ranks
 
 @dataclass(frozen=True)
 class Row:
-    """One domain of the plan. `asked` is its weight's share of the total; `got` is what it gives after caps and sharing."""
+    """One domain of the plan. `asked` is its share of the total, by weight among the domains that have text; `got` is what it gives
+    after caps and sharing."""
 
     available: int
     weight: float
@@ -47,9 +48,9 @@ def plan(available: Mapping[str, int], config: MixConfig) -> Plan:
     weights = shares(available, config.weights, config.temperature)
     names = sorted({*available, *weights})
     stock = {name: available.get(name, 0) for name in names}
-    asked = allocate(dict.fromkeys(names, total), weights, total)
+    asked = allocate({name: total for name in names if stock[name]}, weights, total)
     got = allocate({name: int(Fraction(config.max_epochs) * amount) for name, amount in stock.items()}, weights, total)
-    return Plan(total, {name: Row(stock[name], weights.get(name, 0.0), asked[name], got[name]) for name in names})
+    return Plan(total, {name: Row(stock[name], weights.get(name, 0.0), asked.get(name, 0), got[name]) for name in names})
 
 
 def shares(available: Mapping[str, int], weights: Mapping[str, float], temperature: float | None) -> dict[str, float]:

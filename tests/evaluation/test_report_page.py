@@ -81,9 +81,15 @@ def figures() -> dict[str, Any]:
         ],
         "corpus": {"web": {"documents": 1200, "bytes": 7_000_000, "kept": 900}},
         "mixture": {
+            "max_epochs": 4.0,
+            "trained": {"web": 8.4, "books": 0.0},
             "asked": 6_000_000,
             "got": 4_500_000,
-            "domains": {"web": domain, "books": {**domain, "available": 0, "got": 0, "epochs": 0}, NASTY: {**domain, "got": 3_000_000}},
+            "domains": {
+                "web": domain,
+                "books": {**domain, "available": 0, "asked": 0, "got": 0, "epochs": 0},
+                NASTY: {**domain, "got": 3_000_000},
+            },
         },
         "signals": [
             {**signal, "signal": "words", "reason": "words", "dropped": 7, "bounds": [12, 50]},
@@ -214,6 +220,7 @@ def test_a_domain_without_text_is_said_with_its_weight_and_who_got_it() -> None:
     shown = "".join(Page(report(figures(), costs())).text)
     assert "There is no text of books (50.0 % of the weight). There is less of web than was asked, even repeated" in shown
     assert "What they lack was shared out over" in shown and "In all 4,500,000 of the 6,000,000 tokens asked are there." in shown
+    assert "Training goes through web 8.4 times, over mix.max_epochs (4)." in shown
     assert "The mixture asks for books, of which there was no text." in shown
 
 

@@ -229,6 +229,18 @@ def test_repeats_are_added_in_tokens_and_documents(tmp_path: Path) -> None:
     assert len(web) < blocks.ledger.documents.added < 2 * len(web)
 
 
+def test_domains_without_text_and_a_total_that_is_not_there_are_said_once_each_before_the_work(tmp_path: Path) -> None:
+    notes, mixing = Notes(), {"weights": {"web": 60, "academic": 25, "reference": 15}, "total_tokens": 10**9}
+    blocks = run(tmp_path, notes=notes, mix=mixing)["blocks"]
+    rows = blocks.json("plan.json")["domains"]
+    assert (rows["web"]["asked"], rows["academic"]["asked"], rows["academic"]["weight"]) == (10**9, 0, 0.25)
+    assert notes.warnings == [
+        "there is no text of academic, reference to train on: their share of the mixture (40%) goes to the other domains",
+        f"1,000,000,000 tokens are asked for (mix.total_tokens), and the text gives {rows['web']['got']:,}, each document at most 4 times "
+        "(mix.max_epochs): give more text, or ask for less",
+    ]
+
+
 def test_the_curated_text_is_what_the_tokens_were_made_of(made: dict[str, Artifact]) -> None:
     table = whole(made["blocks"], "curated/part-")
     assert table.column_names == ["id", "text", "domain", "source", "license", "split"]

@@ -25,7 +25,7 @@ from tasks.ppo import ppo
 from tasks.pretrain import pretrain
 from tasks.reward import reward
 from tasks.sft import sft
-from tokens.config import TokenizerConfig
+from tokens.config import MixConfig, TokenizerConfig
 from tokens.encoder import Encoder
 from tokens.trainer import train
 from training.config import AlignConfig, DpoConfig, FineTuneConfig, PpoConfig, TrainConfig
@@ -67,6 +67,10 @@ class Nothing(Frozen):
     pass
 
 
+class Mixed(Frozen):
+    mix: MixConfig = MixConfig()
+
+
 def questions(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
     """A signature and its docstring; one in a hundred is too long for any context here."""
     rows = []
@@ -89,8 +93,9 @@ def inputs() -> list[Stage]:
         out.bytes("tokenizer.json", tokenizer_json)
         return Ledger()
 
-    @stage(version=1, config=lambda c: Nothing())
-    def blocks(config: Nothing, out: Output) -> Ledger:
+    @stage(version=1, config=lambda c: Mixed())
+    def blocks(config: Mixed, out: Output) -> Ledger:
+        out.figures["domains"] = {"web": {"epochs": 4.2}, "books": {"epochs": 4.0}}
         ids = Encoder(tokenizer_json).encode(pa.array([row["response"] for row in rows * 8])).flatten().to_numpy()
         whole = ids[: len(ids) // (CONTEXT + 1) * (CONTEXT + 1)].reshape(-1, CONTEXT + 1)
         for name, part in (("part-00000", whole[:20]), ("part-00001", whole[20:-4]), ("validation", whole[-4:])):
@@ -158,6 +163,9 @@ def test_all_stages_train_publish_and_are_cached(local: Storage):
     given = prepared(one)
     shared = {"pairs": given["pairs"], "tokenizer": given["tokenizer"]}
     base = call(one, pretrain, blocks=given["blocks"], tokenizer=given["tokenizer"])
+    (said,) = [text for text in one.journal.warnings if "max_epochs" in text]  # type: ignore[attr-defined]
+    assert said.startswith("pretrain: the steps go through web 4.2 times, over mix.max_epochs (4): give more text, or fewer steps")
+    assert base.figures["text_epochs"] == {"web": 4.2, "books": 4.0}
     tuned = call(one, sft, base=base, **shared)
     judge = call(one, reward, base=tuned, **shared)
     policy = call(one, ppo, base=tuned, reward=judge, **shared)

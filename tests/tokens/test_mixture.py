@@ -55,6 +55,16 @@ def test_a_short_domain_is_capped_and_its_remainder_shared_and_capped_again() ->
     }
 
 
+@given(caps=CAPS, weights=WEIGHTS.filter(lambda weights: sum(weights.values()) > 0), total=st.integers(1, 10**13))
+def test_what_is_asked_sums_to_the_total_wherever_a_weighted_domain_has_text(
+    caps: dict[str, int], weights: dict[str, float], total: int
+) -> None:
+    rows = plan(caps, MixConfig(weights=weights, total_tokens=total)).domains
+    there = [name for name in caps if caps[name] and weights.get(name, 0) > 0]
+    assert sum(row.asked for row in rows.values()) == (total if there else 0)
+    assert all(row.available for row in rows.values() if row.asked)
+
+
 def test_default_mixture_when_every_domain_has_plenty() -> None:
     got = plan(dict.fromkeys(DOMAINS, 10**9), MixConfig(total_tokens=1000)).domains
     assert {name: row.got for name, row in got.items()} == {
@@ -63,10 +73,10 @@ def test_default_mixture_when_every_domain_has_plenty() -> None:
     assert all(row.asked == row.got for row in got.values())
 
 
-def test_an_absent_domain_is_asked_for_and_shared_and_repeats_are_capped() -> None:
+def test_shares_are_asked_among_the_domains_that_have_text_and_repeats_are_capped() -> None:
     result = plan({"web": 100, "code": 10_000}, MixConfig(max_epochs=2.5, total_tokens=1000))
-    assert result.domains["books"].asked == 200
-    assert result.domains["books"].got == 0
+    assert (result.domains["web"].asked, result.domains["code"].asked) == (727, 273), "40 to 15"
+    assert (result.domains["books"].weight, result.domains["books"].asked, result.domains["books"].got) == (0.2, 0, 0)
     assert result.domains["web"].got == 250
     assert result.domains["web"].epochs == 2.5
     assert result.domains["code"].got == 750
