@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
 from bessemer.layers import Origin, read_with_lines
 from contract.errors import ConfigError
-from store.config import usable_uri
-from store.root import open_root
+from store.address import address
+from store.root import open_file
 from store.storage import Storage
 
 MOST_BYTES = 2**20
@@ -30,7 +29,7 @@ class ConfigFile:
 
     @property
     def name(self) -> str:
-        return unquote(self.where.rpartition("/")[2])
+        return address(self.where).path.rpartition("/")[2]
 
     @property
     def scope(self) -> str:
@@ -82,17 +81,11 @@ class ConfigFile:
 def read_config_file(where: str, endpoint_url: str | None = None) -> ConfigFile:
     """The file at a path, file:// or s3:// address. Raises ConfigError, StorageError or InputError."""
     try:
-        usable_uri(where)
-        scheme = urlsplit(where).scheme if "://" in where else ""
-        place = where if scheme else str(Path(where).expanduser().absolute())
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"config {where!a}: {error}") from error
-    folder, _, name = (place if scheme else f"file://{quote(place)}").rpartition("/")
-    folder = "file:///" if folder == "file://" else folder
-    if scheme not in ("", "file", "s3") or not name or (scheme == "s3" and folder == "s3:/"):
-        raise ConfigError(f"config {where}: name a file, as a path, file:// or s3://BUCKET/my.yaml")
+        root, name = open_file(where, endpoint_url)
+        place = where if "://" in where else address(where).path
+    except ValueError as error:
+        raise ConfigError(f"config {where!a}: {error}; name a file, as a path, file:// or s3://BUCKET/my.yaml") from error
     try:
-        root, name = open_root(folder, endpoint_url), name if scheme == "s3" else unquote(name)
         entry = root.stat(name)
         local = root.local(name)
         if entry is None or (local is not None and not Path(local).is_file()):

@@ -1,10 +1,9 @@
 """What is evaluated and how much of it. Everything here changes the figures, so all of it is identity."""
 
-from urllib.parse import urlsplit
-
 from pydantic import Field, field_validator
 
 from contract.config import Frozen, Seed
+from store.address import address
 from store.config import usable_uri
 
 CONTINUATION = "continuation"
@@ -24,8 +23,7 @@ class NamedTask(Frozen):
     @field_validator("uri")
     @classmethod
     def _usable(cls, value: str) -> str:
-        if urlsplit(usable_uri(value)).scheme not in ("", "file", "s3"):
-            raise ValueError(f"{value} has the scheme {urlsplit(value).scheme}; a path, file:// and s3:// are known")
+        address(usable_uri(value))
         return value
 
 

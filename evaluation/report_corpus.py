@@ -51,7 +51,9 @@ def _shares(mixture: Mapping[str, Any]) -> str:
     if none:
         said.append(f"There is no text of {' and '.join(none)} ({_weight(domains, none)} of the weight).")
     if lacking:
-        said.append(f"There is less of {' and '.join(lacking)} than was asked, even repeated ({_weight(domains, lacking)} of the weight).")
+        said.append(
+            f"There is less of {' and '.join(lacking)} than was asked, even repeated ({_weight(domains, list(lacking))} of the weight)."
+        )
     if (none or lacking) and (given := [name for name, row in domains.items() if row["got"] > row["asked"]]):
         said.append(f"What they lack was shared out over {', '.join(given)} in proportion to their weights.")
     if mixture["got"] < mixture["asked"]:

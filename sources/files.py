@@ -5,12 +5,12 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlparse
 
 from contract.errors import ConfigError, InputError
 from sources.config import Source
 from sources.plug_in_reader import reader_of
 from sources.streams import compression_of
+from store.address import Address, address
 from store.root import open_root
 from store.storage import Storage
 
@@ -59,13 +59,11 @@ def files_of(source: Source, endpoint_url: str | None) -> tuple[list[SourceFile]
 
     Raises InputError when the place is absent, empty, not readable or leads out of itself by a link, or a name is not UTF-8.
     """
-    scheme = urlparse(source.uri).scheme if "://" in source.uri else ""
-    if scheme == "s3":
-        found = _on_s3(source, endpoint_url)
-    elif scheme in ("", "file"):
-        found = _on_disk(source)
-    else:
-        raise ConfigError(f"source {source.name}: {source.uri} has the scheme {scheme}; a path, file:// and s3:// are known")
+    try:
+        place = address(source.uri)
+    except ValueError as error:
+        raise ConfigError(f"source {source.name}: {error}") from error
+    found = _on_s3(source, place, endpoint_url) if place.kind == "s3" else _on_disk(source, Path(place.path))
     shaped = [shape for file in found if (shape := _shaped(source, file)) is not None]
     if not shaped:
         raise InputError(_nothing(source, found))
@@ -118,14 +116,7 @@ def _shaped(source: Source, file: SourceFile) -> SourceFile | None:
     return file._replace(form=form, compression=compression, kind=form)
 
 
-def _on_disk(source: Source) -> list[SourceFile]:
-    text = source.uri
-    if text.startswith("file://"):
-        parts = urlparse(text)
-        if parts.netloc not in ("", "localhost"):
-            raise ConfigError(f"source {source.name}: {text} names a host; write file:///absolute/path, with three slashes")
-        text = unquote(text[len("file://") + len(parts.netloc) :])
-    path = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 (Path's raises where no such user is)
+def _on_disk(source: Source, path: Path) -> list[SourceFile]:
     try:
         if path.is_file():
             return [SourceFile(path.name, "", path.stat().st_size, str(path))]
@@ -167,18 +158,16 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _on_s3(source: Source, endpoint_url: str | None) -> list[SourceFile]:
-    bucket, _, key = source.uri[len("s3://") :].partition("/")
-    root = f"s3://{bucket}"
+def _on_s3(source: Source, place: Address, endpoint_url: str | None) -> list[SourceFile]:
+    root, key = f"s3://{place.bucket}", place.path
     storage: Storage = open_root(root, endpoint_url)
-    if WILD.search(key):
+    one = storage.stat(key) if key and not source.uri.endswith("/") else None
+    base = key.rpartition("/")[0] if one else key
+    entries = [one] if one else storage.list(f"{base}/" if base else "")
+    if not entries and WILD.search(key):  # what has such a name is that, as on disk
         base, pattern = _fixed_prefix("/" + key)
         base = base.strip("/")
         entries = [entry for entry in storage.list(f"{base}/" if base else "") if pattern.fullmatch(entry.path[len(base) :].lstrip("/"))]
-    else:
-        one = storage.stat(key) if key and not key.endswith("/") else None
-        base = key.rpartition("/")[0] if one else key.strip("/")
-        entries = [one] if one else storage.list(f"{base}/" if base else "")
     found = []
     for entry in entries:
         locator = entry.path[len(base) :].lstrip("/")

@@ -5,6 +5,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 
 from contract.config import Frozen
+from store.address import address
 
 NO_CREDENTIALS = "credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
 
@@ -18,13 +19,20 @@ class StorageConfig(Frozen):
     @field_validator("root", "endpoint_url")
     @classmethod
     def _usable(cls, value: str | None, field: ValidationInfo) -> str | None:
-        known = ("http", "https") if field.field_name == "endpoint_url" else ("", "file", "s3")
-        if value is not None and urlsplit(usable_uri(value)).scheme not in known:
-            there = "http:// and https://" if field.field_name == "endpoint_url" else "file:///folder and s3://bucket/prefix"
-            raise ValueError(
-                f"storage.{field.field_name} {value} has the scheme {urlsplit(value).scheme or 'of a path'}; {there} are known"
-            )
+        if value is None:
+            return None
+        if field.field_name == "root":
+            _named(usable_uri(value))
+        elif (scheme := urlsplit(usable_uri(value)).scheme) not in ("http", "https"):
+            raise ValueError(f"storage.endpoint_url {value} has the scheme {scheme or 'of a path'}; http:// and https:// are known")
         return value
+
+
+def _named(root: str) -> None:
+    try:
+        address(root)
+    except ValueError as error:
+        raise ValueError(f"storage.root {error}") from error
 
 
 def usable_uri(uri: str) -> str:

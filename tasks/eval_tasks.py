@@ -1,9 +1,7 @@
 """The multiple-choice items that will be scored, made before selection so that contamination is measured against these very items."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 
@@ -18,8 +16,7 @@ from sources.lines import LineFile
 from sources.streams import compression_of
 from store.artifact import Artifact
 from store.digests import digest_of_file
-from store.local_disk import LocalStorage
-from store.root import open_root
+from store.root import open_file
 from store.storage import Storage
 
 MOST_ITEM_BYTES, MOST_BYTES = 2**20, 24 * 2**20  # of JSON, which takes up to 30 times as much memory
@@ -71,12 +68,7 @@ def _counts(names: list[str]) -> dict[str, int]:
 
 def _place(task: NamedTask, storage: Storage) -> tuple[Storage, str]:
     """The storage and the path in it of a named task's file; S3 is reached as the root is."""
-    scheme = urlparse(task.uri).scheme
-    if scheme in ("", "file"):
-        path = Path(unquote(urlparse(task.uri).path) if scheme else task.uri).absolute()
-        return LocalStorage(str(path.parent)), path.name
-    folder, _, name = task.uri.rpartition("/")
-    return open_root(folder, getattr(storage, "endpoint_url", None)), name
+    return open_file(task.uri, getattr(storage, "endpoint_url", None))
 
 
 def _digest(task: NamedTask, storage: Storage) -> str:

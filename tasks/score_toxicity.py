@@ -3,7 +3,6 @@
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from contract.errors import InputError
 from contract.ledger import Ledger
@@ -15,7 +14,7 @@ from filters.language import load
 from filters.toxicity import lexicon, score, word_list
 from store.artifact import Artifact
 from store.digests import digest_of_bytes, digest_of_file
-from store.root import open_root
+from store.root import open_file
 from store.storage import Storage
 from tasks.scoring import read_alive, score_parts, summed, tagging
 
@@ -52,19 +51,17 @@ def _score_part(spec: dict[str, Any], write: PartWriter) -> dict[str, Any]:
 @lru_cache(maxsize=4)
 def _local(uri: str, endpoint_url: str | None) -> Path:
     """The classifier as a local file; from S3 it is fetched once a process, by the endpoint of the store."""
-    parts = urlparse(uri)
-    if parts.scheme == "s3":
-        folder, name = uri.rsplit("/", 1)
-        path = Scratch("toxicity").path / name  # held as long as this process lives
-        try:
-            open_root(folder, endpoint_url).fetch(name, path)
-        except FileNotFoundError as error:
-            raise InputError(_absent(uri)) from error
+    try:
+        storage, name = open_file(uri, endpoint_url)
+        if (local := storage.local(name)) is not None:
+            if not Path(local).is_file():
+                raise FileNotFoundError(local)
+            return Path(local)
+        path = Scratch("toxicity").path / "model"  # held as long as this process lives
+        storage.fetch(name, path)
         return path
-    path = Path(unquote(parts.path) if parts.scheme == "file" else uri)
-    if not path.is_file():
-        raise InputError(_absent(uri))
-    return path
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(_absent(uri)) from error
 
 
 def _absent(uri: str) -> str:
