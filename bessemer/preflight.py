@@ -51,7 +51,7 @@ def _refuse_absent_files(config: Config) -> None:
     if config.align.methods:
         for source in config.align_data.sources:
             if not source.is_environment:
-                files_of(source, config.storage.endpoint_url)
+                files_of(source, config.storage.endpoint_url, config.store().uri)
 
 
 def _look_up(config: Config, *stages: Stage) -> None:

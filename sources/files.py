@@ -54,8 +54,8 @@ Digests = Callable[[Iterable[Path]], dict[str, str]]
 """SHA-256 by path of many local files (store.digests.digests_of_files, which remembers)."""
 
 
-def files_of(source: Source, endpoint_url: str | None) -> tuple[list[SourceFile], int]:
-    """The files of a source by locator, and how many were passed over for their suffix.
+def files_of(source: Source, endpoint_url: str | None, root: str | None = None) -> tuple[list[SourceFile], int]:
+    """The files of a source by locator, and how many were passed over for their suffix. What lies in the store `root` is no source.
 
     Raises InputError when the place is absent, empty, not readable or leads out of itself by a link, or a name is not UTF-8.
     """
@@ -63,7 +63,8 @@ def files_of(source: Source, endpoint_url: str | None) -> tuple[list[SourceFile]
         place = address(source.uri)
     except ValueError as error:
         raise ConfigError(f"source {source.name}: {error}") from error
-    found = _on_s3(source, place, endpoint_url) if place.kind == "s3" else _on_disk(source, Path(place.path))
+    ours = address(root) if root is not None and holds(source, root) else None
+    found = _on_s3(source, place, endpoint_url, ours) if place.kind == "s3" else _on_disk(source, Path(place.path), ours)
     shaped = [shape for file in found if (shape := _shaped(source, file)) is not None]
     if not shaped:
         raise InputError(_nothing(source, found))
@@ -72,6 +73,20 @@ def files_of(source: Source, endpoint_url: str | None) -> tuple[list[SourceFile]
     if not any(file.size for file in shaped):
         raise InputError(f"source {source.name}: all {len(shaped)} files of {source.uri} are empty (0 bytes)")
     return sorted(shaped, key=lambda file: file.locator), len(found) - len(shaped)
+
+
+def holds(source: Source, root: str) -> bool:
+    """Whether the store `root` lies in the place of a source: it grows while the source is read."""
+    if source.is_environment:
+        return False
+    place, ours = address(source.uri), address(root)
+    if (place.kind, place.bucket) != (ours.kind, ours.bucket):
+        return False
+    if place.kind == "s3":
+        base = WILD.split(place.path)[0] if WILD.search(place.path) else f"{place.path}/".lstrip("/")
+        return f"{ours.path}/".startswith(base)
+    base = WILD.split(place.path)[0].rpartition("/")[0] if WILD.search(place.path) and not Path(place.path).exists() else place.path
+    return Path(ours.path).resolve().is_relative_to(Path(base or "/").resolve())
 
 
 def _is_unicode(name: str) -> bool:
@@ -116,28 +131,29 @@ def _shaped(source: Source, file: SourceFile) -> SourceFile | None:
     return file._replace(form=form, compression=compression, kind=form)
 
 
-def _on_disk(source: Source, path: Path) -> list[SourceFile]:
+def _on_disk(source: Source, path: Path, root: Address | None) -> list[SourceFile]:
+    without = Path(root.path).resolve() if root else None
     try:
         if path.is_file():
             return [SourceFile(path.name, "", path.stat().st_size, str(path))]
         if path.is_dir():
-            return _walk(source, path, lambda locator: True)
+            return _walk(source, path, lambda locator: True, without)
         if WILD.search(str(path)):
             base, pattern = _fixed_prefix(str(path))
             if Path(base).is_dir():
-                return _walk(source, Path(base), lambda locator: pattern.fullmatch(locator) is not None)
+                return _walk(source, Path(base), lambda locator: pattern.fullmatch(locator) is not None, without)
             path = Path(base)
     except PermissionError as error:
         raise InputError(f"source {source.name}: no permission to read {error.filename}; change it, or give another place") from error
     raise InputError(f"source {source.name}: {path} does not exist; correct its uri {source.uri}")
 
 
-def _walk(source: Source, base: Path, wanted: Callable[[str], bool]) -> list[SourceFile]:
+def _walk(source: Source, base: Path, wanted: Callable[[str], bool], without: Path | None) -> list[SourceFile]:
     """Files below `base`, hidden ones left out. A link to a file inside counts once, as that file; one to outside is refused."""
     found: dict[Path, SourceFile] = {}
     inside = base.resolve()
     for folder, folders, names in os.walk(base, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(folder, name).resolve() != without)
         links = [name for name in folders if Path(folder, name).is_symlink()]
         for name in sorted([*names, *links]):
             path = Path(folder, name)
@@ -158,7 +174,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _on_s3(source: Source, place: Address, endpoint_url: str | None) -> list[SourceFile]:
+def _on_s3(source: Source, place: Address, endpoint_url: str | None, ours: Address | None) -> list[SourceFile]:
     root, key = f"s3://{place.bucket}", place.path
     storage: Storage = open_root(root, endpoint_url)
     one = storage.stat(key) if key and not source.uri.endswith("/") else None
@@ -171,6 +187,8 @@ def _on_s3(source: Source, place: Address, endpoint_url: str | None) -> list[Sou
     found = []
     for entry in entries:
         locator = entry.path[len(base) :].lstrip("/")
+        if ours is not None and entry.path.startswith(f"{ours.path}/"):
+            continue
         if locator and not locator.endswith("/") and not any(name.startswith(".") for name in locator.split("/")):
             found.append(SourceFile(locator, "", entry.size, entry.path, root, digest=entry.token or ""))
     return found

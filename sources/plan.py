@@ -43,8 +43,12 @@ class Piece:
     end: int | None = None
 
 
-def select(sources: Sequence[Source], digests: Digests, environment: Environment, endpoint_url: str | None) -> list[Selection]:
-    """The files of every source under its caps, with their digests. Raises InputError naming a source that is absent or empty.
+def select(
+    sources: Sequence[Source], digests: Digests, environment: Environment, endpoint_url: str | None, root: str | None = None
+) -> list[Selection]:
+    """The files of every source under its caps, with their digests, but for those in the store `root`.
+
+    Raises InputError naming a source that is absent or empty.
 
     Domains that the environment has no text of give an empty selection.
     """
@@ -53,7 +57,7 @@ def select(sources: Sequence[Source], digests: Digests, environment: Environment
         if source.is_environment:
             chosen.append(Selection(source, _of_environment(source, environment), 0))
         else:
-            files, skipped = files_of(source, endpoint_url)
+            files, skipped = files_of(source, endpoint_url, root)
             chosen.append(Selection(source, tuple(_capped(source, files)), skipped))
     local = [Path(file.path) for selection in chosen for file in selection.files if not file.root]
     try:

@@ -93,7 +93,7 @@ def align_data(splits: Artifact, config: AlignDataIdentity, out: Output) -> Ledg
 
 def _read(config: AlignDataIdentity, out: Output) -> tuple[list[Pair], Counter[str]]:
     """All usable pairs of the sources, in the order of their places; and what became of each record, counted."""
-    chosen = selections(config.reading)
+    chosen = selections(config.reading, out.attempt.storage)
     if not any(selection.files for selection in chosen):
         raise InputError("align_data.sources has no files: give environment:conversation, or JSON lines with chosen and rejected")
     opener = Opener(config.reading.endpoint_url, str(out.scratch / "fetched"))

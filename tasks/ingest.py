@@ -15,6 +15,7 @@ from engine.parts import Part, PartWriter, map_parts
 from engine.stage import Output, stage
 from sources.config import IngestIdentity, Source
 from sources.environment import Environment
+from sources.files import holds
 from sources.opener import Opener
 from sources.pieces import rows_of
 from sources.plan import Piece, Selection, digest_of_selection, plan_parts, select
@@ -27,15 +28,15 @@ from tasks.gating import warm_up
 MOST_NAMED = 8
 
 
-def selections(config: IngestIdentity) -> list[Selection]:
+def selections(config: IngestIdentity, storage: Storage) -> list[Selection]:
     """The files that the sources have now, with their digests. Raises InputError naming a source that is absent or empty."""
-    return select(config.sources, digests_of_files, Environment.here(), config.endpoint_url)
+    return select(config.sources, digests_of_files, Environment.here(), config.endpoint_url, storage.uri)
 
 
 def source_digests(config: IngestIdentity, storage: Storage) -> dict[str, str]:
     """A digest a source, of the bytes that will be read, and one of what was taken down of these sources."""
     names = [source.name for source in config.sources]
-    return {s.source.name: digest_of_selection(s) for s in selections(config)} | Removals.load(storage, names).external()
+    return {s.source.name: digest_of_selection(s) for s in selections(config, storage)} | Removals.load(storage, names).external()
 
 
 @stage(
@@ -51,7 +52,7 @@ def ingest(config: IngestIdentity, out: Output) -> Ledger:
     part-NNNNN-001.parquet. Memory: about four times part_bytes a worker, or the longest record.
     Raises InputError when a source, or everything, gives no document, and when ids repeat.
     """
-    chosen = selections(config)
+    chosen = selections(config, out.attempt.storage)
     opener = Opener(config.endpoint_url, str(out.scratch / "fetched"))
     plan = plan_parts(chosen, config.ingest.part_bytes, opener)
     removals = Removals.load(out.attempt.storage, [source.name for source in config.sources])
@@ -134,6 +135,8 @@ def _report(chosen: list[Selection], results: list[dict[str, Any]], quarantine: 
         figures["documents"] += documents[name]
         figures["bytes"] += size[name]
         figures["files"] += len(selection.files)
+        if holds(selection.source, out.attempt.storage.uri):
+            out.warn(f"source {name}: storage.root lies in {selection.source.uri}, and is not read")
         if selection.skipped:
             out.warn(f"source {name}: {selection.skipped:,} files of {selection.source.uri} were passed over for their suffix")
     absent = [selection.source.domain for selection in chosen if not selection.files]

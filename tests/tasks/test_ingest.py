@@ -19,6 +19,7 @@ from contract.schemas import DOCUMENTS, document_id
 from engine.stage import Engine
 from filters.config import GatesConfig
 from sources.config import IngestConfig, Source
+from sources.files import holds
 from store.artifact import Artifact
 from store.root import open_root
 from store.storage import Storage
@@ -202,6 +203,34 @@ def test_metadata_that_cannot_be_kept_is_counted_and_no_text_is_lost(local: Stor
     assert [json.loads(row["extra"])["url"] for row in rows] == [f"u{i}" for i in range(9)]
     assert made.figures["omitted_metadata"] == {"web: tree": 4} and made.figures["domains"]["web"]["documents"] == 9
     assert any("4 values of metadata could not be kept" in text and "web: tree (4)" in text for text in journal.warnings)
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "/**", "/*/*.jsonl", "/**/*.jsonl"])
+@pytest.mark.parametrize("inside", ["root", "sub/root", "a b#c/root"])
+def test_a_root_inside_a_source_is_left_out_and_said(tmp_path: Path, pattern: str, inside: str) -> None:
+    """A second run reads what the first one read: what the runs have written is no text."""
+    corpus, journal = tmp_path / "corpus", Journal()
+    (corpus / "x").mkdir(parents=True)
+    (corpus / "x" / "a.jsonl").write_text('{"text": "one"}\n')
+    root, source = open_root(str(corpus / inside)), Source(uri=f"{corpus}{pattern}", domain="web")
+    first = run_with_journal(root, journal, source, part_bytes=1000)
+    root.write("kept/b.jsonl", b'{"text": "two"}\n')
+    assert any(f"storage.root lies in {corpus}{pattern}, and is not read" in text for text in journal.warnings)
+    assert run(root, source, part_bytes=1000).fingerprint == first.fingerprint
+    assert documents(first)["text"].to_pylist() == ["one"]
+
+
+def test_a_root_inside_a_source_on_s3_is_left_out(s3: Storage, s3_server: str) -> None:
+    bucket = s3.uri.removeprefix("s3://").partition("/")[0]
+    whole = open_root(f"s3://{bucket}", s3_server)
+    whole.write("corpus/a.jsonl", b'{"text": "one"}\n')
+    root = open_root(f"s3://{bucket}/corpus/root", s3_server)
+    for uri in (f"s3://{bucket}/corpus", f"s3://{bucket}/corpus/**/*.jsonl", f"s3://{bucket}/cor*/**"):
+        made = run(root, source := Source(uri=uri, domain="web"), part_bytes=1000, endpoint_url=s3_server)
+        root.write("kept/b.jsonl", b'{"text": "two"}\n')
+        assert documents(made)["text"].to_pylist() == ["one"] and holds(source, root.uri)
+    beside = open_root(f"s3://{bucket}/corpus-root", s3_server)
+    assert not holds(Source(uri=f"s3://{bucket}/corpus", domain="web"), beside.uri)
 
 
 def test_two_sources_of_one_text_have_ids_of_their_own(local: Storage, data: Path) -> None:
