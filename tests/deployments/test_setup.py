@@ -131,14 +131,16 @@ def test_a_python_that_is_not_there_is_said() -> None:
 def test_where_no_python_is_and_none_can_be_fetched_one_sentence_names_the_packages(tmp_path: Path) -> None:
     """A clone without .venv, another user's PATH with the few tools that setup.sh calls, and no uv."""
     (tmp_path / "deployments").mkdir()
-    shutil.copy(REPO / "deployments" / "setup.sh", tmp_path / "deployments")
+    for name in ("setup.sh", "debian.txt"):
+        shutil.copy(REPO / "deployments" / name, tmp_path / "deployments")
     (tmp_path / "bin").mkdir()
     for tool in ("sh", "mkdir", "dirname", "id"):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or "")
     command = [tmp_path / "deployments" / "setup.sh"]
     refused = subprocess.run(command, capture_output=True, text=True, env={"PATH": str(tmp_path / "bin")})
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused
-    assert "apt-get install python3 python3-venv python3-dev" in refused.stderr
+    listed = (REPO / "deployments" / "debian.txt").read_text().split()
+    assert refused.stderr.endswith(" ".join(["python3 python3-venv python3-dev", *listed]) + "\n")
 
 
 def test_every_lock_pins_a_version_and_hashes_and_torch_has_the_libraries_that_it_loads() -> None:
@@ -183,11 +185,26 @@ def test_a_package_that_does_not_load_ends_set_up_with_its_name_and_cause(monkey
         setup.import_compiled(Path(sys.prefix))
 
 
-def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_that_a_bare_machine_lacks_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without tools whose dpkg knows no package, before anything is fetched: an administrator is asked once."""
+    (tmp_path / "dpkg").mkdir()
+    (tmp_path / "dpkg" / "status").touch()
+    (tmp_path / "dpkg-query").symlink_to(shutil.which("dpkg-query") or pytest.skip("no dpkg here"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(setup.SetupError, match="build-essential, cmake") as refused:
-        setup.need_compiler()
+    monkeypatch.setenv("DPKG_ADMINDIR", str(tmp_path / "dpkg"))
+    steps = setup.steps(REPO, tmp_path / ".venv")
+    listed = (REPO / "deployments" / "debian.txt").read_text().split()
+    assert set(listed) <= set(setup.missing_packages(REPO, tmp_path / ".venv", steps))
+    with pytest.raises(setup.SetupError, match=r"missing \(by Debian's names\): build-essential, cmake, .*liblzma-dev; ") as refused:
+        setup.need_packages(listed)
     assert refused.value.exit_code == 2
+    assert setup.missing_packages(REPO, tmp_path / ".venv", [step for step in steps if step.name == "project"]) == []
+
+
+def test_without_dpkg_cmake_is_left_to_find_the_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = setup.missing_packages(REPO, tmp_path / ".venv", setup.steps(REPO, tmp_path / ".venv"))
+    assert [package for package in missing if not package.startswith("python")] == ["build-essential", "cmake"]
 
 
 def test_without_root_the_packages_are_named_exactly() -> None:
@@ -196,11 +213,11 @@ def test_without_root_the_packages_are_named_exactly() -> None:
         pytest.skip("needs root, to become somebody else, and apt-get")
     program = (
         f"import os, sys; sys.path.insert(0, {str(REPO / 'deployments')!r}); import setup; os.setgid(65534); os.setuid(65534)\n"
-        "try: setup.need_packages(['bessemer-has-no-such-package', 'bash'])\n"
+        "try: setup.need_packages(['bessemer-has-no-such-package', 'another'])\n"
         "except setup.SetupError as error: print(error.exit_code, error)"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
-    assert said.startswith("2 ") and said.endswith("apt-get install -y --no-install-recommends bessemer-has-no-such-package\n")
+    assert said.startswith("2 ") and said.endswith("apt-get install -y --no-install-recommends bessemer-has-no-such-package another\n")
 
 
 def test_a_file_with_other_bytes_is_refused() -> None:
