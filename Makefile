@@ -5,7 +5,7 @@ IN := .venv/bin
 SERVICES := $(IN)/python -m services
 .DEFAULT_GOAL := help
 # `tests` is a folder as well
-.PHONY: help setup pretrain test lint tests check faults faults-all test-infra deploy-workers destroy-workers up down status doctor clean lock
+.PHONY: help setup pretrain test lint tests check faults faults-all test-infra test-fresh deploy-workers destroy-workers up down status doctor clean lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -38,6 +38,9 @@ faults-all: setup ## a kill inside every stage, then every test on demand: 1,000
 
 test-infra: setup ## GPU machines: checkov, cloud-init, systemd, then plan, apply, apply, destroy on an AWS emulator (a quarter of an hour)
 	@$(IN)/python infra/terraform/tests/checks.py && $(IN)/python infra/terraform/tests/apply.py 124m dev && $(IN)/python infra/terraform/tests/apply.py 1b prod
+
+test-fresh: ## a bare Debian in a folder: set-up and smoke, as root and as an ordinary user (SYSTEMS="bookworm trixie"; root, half an hour each)
+	@SYSTEMS="$(SYSTEMS)" tests/deployments/fresh.sh
 
 deploy-workers: setup ## GPU machines on AWS: plan shown, apply (ENV=dev VARS=my.tfvars STATE_BUCKET=… REGION=…)
 	@$(IN)/python -m infra.machines.deploy_workers apply "$(ENV)" --vars "$(VARS)" --state-bucket "$(STATE_BUCKET)" --region "$(REGION)"
