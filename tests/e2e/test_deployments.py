@@ -3,12 +3,15 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from services.background import wait_until
 from store.root import open_root
@@ -64,6 +67,48 @@ def test_code_that_changed_since_up_is_refused_in_a_sentence_and_retry_goes_on_a
         file.unlink()
         file.symlink_to(real)
         installed.services("up")
+
+
+def test_the_commented_pools_for_containers_work_once_the_comments_are_off(installed: Installation, undisturbed: Storage, tmp_path: Path):
+    """Prefect's loader and server accept them, by the schema of pools of these types. No engine is here: we run a container's command."""
+    text = re.sub(r"(?m)^  # ((docker|kubernetes): &| {2})", r"  \1", (installed.home / "prefect.yaml").read_text())
+    kinds = ("docker", "kubernetes")
+    for kind in kinds:
+        text += f"  - name: in-{kind}\n    entrypoint: flows/curate.py:curate\n    work_pool: *{kind}\n"
+    file = tmp_path / "prefect.yaml"
+    prefect = [str(Path(sys.executable).with_name("prefect")), "--no-prompt"]
+    wanted = yaml.safe_load(text)["definitions"]
+
+    def deploy(text: str) -> subprocess.CompletedProcess[str]:
+        file.write_text(text)
+        environment = {name: value for name, value in installed.client_environment.items() if name != "BESSEMER_HOME"}
+        names = [part for kind in kinds for part in ("--name", f"curate/in-{kind}")]
+        command = [*prefect, "deploy", "--prefect-file", str(file), *names]
+        return subprocess.run(command, cwd=installed.home, env=environment, capture_output=True, text=True, timeout=120)
+
+    try:
+        for kind in kinds:
+            done = installed.prefect("work-pool", "create", kind, "--type", kind)
+            assert done.returncode == 0, done.stdout + done.stderr
+        done = deploy(text)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for kind in kinds:
+            made = installed.api.call("GET", f"/deployments/name/curate/in-{kind}")
+            assert (made["work_pool_name"], made["job_variables"]) == (kind, wanted[kind]["job_variables"])
+            assert made["pull_steps"][0]["prefect.deployments.steps.set_working_directory"] == {"directory": "{{ $BESSEMER_HOME }}"}
+            known = installed.api.call("GET", f"/work_pools/{kind}")["base_job_template"]["variables"]["properties"]
+            newer = {"container_create_kwargs"}  # than the server's copy of prefect-docker's schema
+            assert set(made["job_variables"]) - set(known) <= newer
+        id = installed.start("curate", "in-docker", **{"storage.root": undisturbed.uri})
+        environment = installed.client_environment | {"PREFECT__FLOW_RUN_ID": id}
+        done = subprocess.run([*prefect, "flow-run", "execute"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        assert installed.run(id)["state"]["name"] == "Completed", done.stdout + done.stderr
+        assert deploy(text.replace("image_pull_policy: Never", "image_pull_policy: Sometimes")).returncode == 1
+    finally:
+        for kind in kinds:
+            for made in installed.api.call("POST", "/deployments/filter", {"deployments": {"name": {"any_": [f"in-{kind}"]}}}):
+                installed.api.call("DELETE", f"/deployments/{made['id']}")
+            installed.api.call("DELETE", f"/work_pools/{kind}")
 
 
 def test_a_wrong_value_makes_no_run_and_a_wrong_key_is_named_with_the_nearest(installed: Installation, undisturbed: Storage):
