@@ -2,6 +2,9 @@
 
 import gzip
 import os
+import sys
+from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -176,8 +179,9 @@ def test_html_becomes_its_visible_text() -> None:
     assert html_text(page).split() == ["A", "b", "<", "c", "d"]
 
 
-def test_distributions_are_found_where_a_library_has_replaced_pythons_finder(place: Environment) -> None:
-    """Importing importlib_metadata, as Prefect does, takes `importlib.metadata.distributions` over for the rest of the process."""
-    import importlib_metadata  # noqa: F401
-
+def test_distributions_are_found_where_a_library_has_replaced_pythons_finder(place: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """importlib_metadata, which Prefect brings to Python 3.11, takes this method away for the rest of the process that imports it."""
+    monkeypatch.delattr(PathFinder, "find_distributions", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    assert not list(metadata.distributions(path=list(place.site)))
     assert {name for name, _, _ in installed_files(place)} == {"alpha-pkg", "python"}
