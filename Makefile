@@ -5,7 +5,7 @@ IN := .venv/bin
 SERVICES := $(IN)/python -m services
 .DEFAULT_GOAL := help
 # `tests` is a folder as well
-.PHONY: help setup pretrain test lint tests check faults faults-all test-infra test-fresh deploy-workers destroy-workers up down status doctor clean lock
+.PHONY: help setup pretrain test lint tests check faults faults-all test-isa test-infra test-fresh deploy-workers destroy-workers up down status doctor clean lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -13,7 +13,7 @@ help: ## this list
 setup: ## everything that a clean clone needs, into .venv/; nothing when nothing changed
 	@PYTHON=$(PYTHON) TORCH=$(TORCH) deployments/setup.sh $(WITH)
 
-test check faults faults-all test-infra: WITH := --tests
+test check faults faults-all test-isa test-infra: WITH := --tests
 
 pretrain: setup up ## raw text to an aligned, evaluated, exported model, through the Prefect server (PRESET=laptop)
 	@$(IN)/python -m services.watch pretrain/full preset=$(PRESET)
@@ -35,6 +35,9 @@ faults: setup ## N kills at random moments of whole runs, on disk and on S3, fro
 
 faults-all: setup ## a kill inside every stage, then every test on demand: 1,000 faults of an S3 server, full disks, Ctrl-C, ranks that hang, machines that go
 	@$(IN)/python -m tests.e2e.kills chained --workers 2 && BESSEMER_FAULTS=1000 $(IN)/python -m pytest -q -s -m on_demand
+
+test-isa: setup ## the numeric tests under each instruction set that torch, oneDNN, MKL, Numba, OpenBLAS and NumPy can be held to
+	@$(IN)/python -m tests.isa $(if $(ONLY),--only "$(ONLY)")
 
 test-infra: setup ## GPU machines: checkov, cloud-init, systemd, then plan, apply, apply, destroy on an AWS emulator (a quarter of an hour)
 	@$(IN)/python infra/terraform/tests/checks.py && $(IN)/python infra/terraform/tests/apply.py 124m dev && $(IN)/python infra/terraform/tests/apply.py 1b prod
