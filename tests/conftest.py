@@ -79,6 +79,15 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     prepare_environment()
 
 
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """pytest's own listens at the root alone, whose handlers Prefect throws away when it sets its loggers up, whoever is listening."""
+    logger = logging.getLogger("bessemer")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server over HTTP: in this process, or the one that BESSEMER_TEST_S3 names, for which the keys are set."""
