@@ -26,7 +26,7 @@ class Source(Frozen):
     name: str = Field(default="", pattern=r"^[\w.+-]*$")
     """Unique among the sources; the domain when unset. Part of every document's id."""
     format: Format = "auto"
-    """auto goes by each file's suffix (.txt .md .jsonl .parquet, each but the last also with .gz or .zst)."""
+    """auto goes by each file's suffix (.txt .md .jsonl .json .parquet, each but the last also with .gz or .zst)."""
     reader: str | None = Field(default=None, min_length=1, exclude_if=lambda name: name is None)
     """A reader of your own in place of `format`: package.module:OBJECT, or an entry point in bessemer.readers
     (sources/plug_in_reader.py). Its suffixes say which files are read."""

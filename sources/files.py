@@ -14,7 +14,16 @@ from store.address import Address, address
 from store.root import open_root
 from store.storage import Storage
 
-SUFFIXES = {"txt": "txt", "text": "txt", "md": "md", "markdown": "md", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
+SUFFIXES = {
+    "txt": "txt",
+    "text": "txt",
+    "md": "md",
+    "markdown": "md",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "jsonl",
+    "parquet": "parquet",
+}
 """The form of a file by its suffix. Each form is a suffix too, and messages name that one."""
 NEVER_PACKED = ("parquet",)
 """Forms with a compression of their own: not looked for under .gz and .zst."""

@@ -9,7 +9,7 @@ from sources.docstrings import docstrings, questions
 from sources.files import PLUG_IN, SourceFile
 from sources.lines import LineFile
 from sources.plug_in_records import read_by_plug_in
-from sources.records import read_jsonl, read_parquet
+from sources.records import begins_an_array, read_array, read_jsonl, read_parquet
 from sources.roff import deroff
 from sources.rows import HEAD_BYTES, Blank, Document, Row, Unreadable
 from sources.streams import StreamFault
@@ -24,6 +24,8 @@ def read(file: SourceFile, source: Source, limits: IngestConfig, handle: BinaryI
 
 
 def _jsonl(file: SourceFile, source: Source, limits: IngestConfig, handle: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
+    if start == 0 and begins_an_array(handle, file.compression, limits.max_expansion):
+        return read_array(handle, file.locator, file.compression, source, limits)
     lines = LineFile(file.compression, source.encoding, limits.max_record_bytes, limits.max_expansion)
     return read_jsonl(handle, file.locator, source, lines, start, end)
 

@@ -32,9 +32,25 @@ def marked(head: bytes) -> tuple[str, int] | None:
     return next(((name, len(mark)) for mark, name in MARKS if head.startswith(mark)), None)
 
 
+def unmarked(head: bytes) -> str | None:
+    """The wide encoding that four first bytes of Latin letters or JSON look like, where no mark names it."""
+    zeros = tuple(byte == 0 for byte in head)
+    return WIDE.get(zeros) if marked(head) is None else None
+
+
+WIDE = {
+    (False, True, False, True): "utf-16-le",
+    (True, False, True, False): "utf-16-be",
+    (False, True, True, True): "utf-32-le",
+    (True, True, True, False): "utf-32-be",
+}
+
+
 def splittable(head: bytes, declared: str | None) -> bool:
-    """Whether a line file with these first four bytes can be cut at any byte: not where it is no text, of which only its first split
-    would know, nor where a line's end is another byte than 0x0A (EBCDIC) or several."""
+    """Whether a line file with these first four bytes can be cut at any byte: not where it is no text or one JSON array, of which only
+    its first split would know, nor where a line's end is another byte than 0x0A (EBCDIC) or several."""
+    if unmarked(head) is not None or head.lstrip().startswith(b"["):
+        return False
     name = (marked(head) or (declared or "utf-8", 0))[0]
     return not_plain(head) is None and "\n".encode(_plain_name(name)) == b"\n"
 
@@ -63,6 +79,10 @@ class LineFile(NamedTuple):
         else:
             chunks = _peeked(stream(handle, self.compression, self.max_expansion))
             head, fault = next(chunks)
+            if self.declared is None and (looks := unmarked(head[:4])) is not None:
+                why = f"it looks like {looks} without a byte order mark; if it is, set the source's encoding: {looks}"
+                yield "utf-8", Line(0, head[:HEAD_BYTES], why)
+                return
             name, skip = marked(head) or (self.declared or "utf-8", 0)
             encoding = _plain_name(name)
             every = _from_mark(lines(_rest(head[skip:], fault, chunks), skip, "\n".encode(encoding), self.max_line_bytes))

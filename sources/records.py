@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sources.config import Source
+from sources.config import IngestConfig, Source
 from sources.lines import Line, LineFile
 from sources.pages import RowGroup, largest_page, row_groups
 from sources.rows import HEAD_BYTES, Document, Row, Unreadable
-from sources.streams import BOMB_FLOOR, GROWS
+from sources.streams import BOMB_FLOOR, GROWS, StreamFault, stream
+from sources.texts import read_whole
 
 MOST_VALUES = 2**20
 """A line of JSON has no more values: each may take 290 bytes of memory for 3 bytes of text, as in [],[]."""
@@ -47,6 +48,43 @@ def read_jsonl(handle: BinaryIO, path: str, source: Source, file: LineFile, star
             yield Unreadable(path, line.offset, value, line.data[:HEAD_BYTES])
         else:
             yield document_of(value, path, line.offset, source, line.data)
+
+
+ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:\{|$)")
+
+
+def begins_an_array(handle: BinaryIO, compression: str | None, max_expansion: int) -> bool:
+    """Whether what the file holds begins as a JSON array of objects; the handle is then at its beginning again."""
+    try:
+        head = next(stream(handle, compression, max_expansion), b"")
+    except StreamFault:
+        head = b""
+    handle.seek(0)
+    return ARRAY.match(head[:HEAD_BYTES].rstrip()) is not None
+
+
+def read_array(handle: BinaryIO, path: str, compression: str | None, source: Source, limits: IngestConfig) -> Iterator[Row]:
+    """The records of a file that is one JSON array, in memory as a whole. Offsets and locators count them."""
+    lines = f"as JSON lines any size is read, one object a line, as by jq -c '.[]' (its {path} is one array)"
+    try:
+        data = read_whole(handle, compression, limits.max_record_bytes, limits.max_expansion)
+    except StreamFault as fault:
+        yield Unreadable(path, 0, f"one JSON array, of which {fault}; {lines}", b"")
+        return
+    try:
+        text = data.decode(source.encoding or "utf-8-sig").encode()
+        if _has_too_many_values(text):
+            yield Unreadable(path, 0, f"one JSON array of more than {MOST_VALUES:,} values; {lines}", data[:HEAD_BYTES])
+            return
+        values = _with_long_numbers(text, orjson.loads(text))
+    except (orjson.JSONDecodeError, UnicodeError) as error:
+        yield Unreadable(path, 0, f"one JSON array that is not whole: {error}; {lines}", data[:HEAD_BYTES])
+        return
+    for number, value in enumerate(values):
+        if isinstance(value, dict):
+            yield document_of(value, path, number, source, str(value.get(source.text_field))[:HEAD_BYTES].encode("utf-8", "replace"))
+        else:
+            yield Unreadable(path, number, f"not a JSON object but {_kind(value)}", b"")
 
 
 def _object(encoding: str, line: Line) -> dict[str, Any] | str:
