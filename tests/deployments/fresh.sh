@@ -10,7 +10,7 @@
 #   SYSTEMS    the Debians to try: "bookworm trixie"
 #   FOLDER     where they are made, and removed at the end: /var/tmp
 #   DOWNLOADS  a folder that keeps uv's and pip's downloads from one system to the next; without it each fetches everything
-#   MIRROR     of Debian
+#   MIRROR     of Debian; without it debootstrap's own
 # No other variable of yours reaches the inside, except those in PASSED. pip's files and find-links do not: a stranger has none.
 set -euo pipefail
 PASSED="http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY PIP_INDEX_URL PIP_TRUSTED_HOST PIP_DEFAULT_TIMEOUT TORCH BESSEMER_PORT"
@@ -55,7 +55,7 @@ end() {
 inside() { # system root
     system=$1 root=$2
     trap 'exit 130' INT TERM # the first process of a namespace gets only the signals that it handles
-    step "$system: debootstrap" debootstrap --variant=minbase "$system" "$root" "${MIRROR:-http://deb.debian.org/debian}" >"$root.log"
+    step "$system: debootstrap" debootstrap --variant=minbase "$system" "$root" ${MIRROR:+"$MIRROR"} >"$root.log"
     prepare
     step "$system: a user without root's packages is refused" refused_in_a_sentence
     step "$system: root, deployments/image.sh" enter 0 /bessemer deployments/image.sh
