@@ -46,7 +46,7 @@ def sentences(text: pa.ChunkedArray | pa.Array, max_chars: int) -> pa.ChunkedArr
 
 
 def train(lines: Iterable[str], lmplz: Path, build_binary: Path, folder: Path, config: PerplexityConfig) -> tuple[Path, int, int]:
-    """Train on lines that `sentences` made, the first `max_train_bytes` of them; the model's file, lines and bytes read.
+    """Train on lines that `sentences` made, the first `max_train_bytes` of them, the last one cut; the model's file, lines and bytes.
 
     Discounts fall back to constants where counts are too few to estimate them. The trie is quantised to 8 bits.
     """
@@ -54,10 +54,11 @@ def train(lines: Iterable[str], lmplz: Path, build_binary: Path, folder: Path, c
     num_lines = num_bytes = 0
     with corpus.open("wb") as file:
         for line in lines:
-            data = line.encode() + b"\n"
-            if num_bytes + len(data) > config.max_train_bytes:
+            left = max(1, config.max_train_bytes - num_bytes - 1)
+            data = line.encode()[:left].decode("utf-8", "ignore").strip().encode() or line[:1].encode()
+            num_bytes, num_lines = num_bytes + file.write(data + b"\n"), num_lines + 1
+            if num_bytes >= config.max_train_bytes - 1:
                 break
-            num_bytes, num_lines = num_bytes + file.write(data), num_lines + 1
     order = ["-o", config.order, "-S", SORT_MEMORY, "-T", folder, "--discount_fallback"]
     run_tool([lmplz, *order, "--text", corpus, "--arpa", arpa])
     quantised = ["-q", "8", "-b", "8", "-a", "256", "-S", SORT_MEMORY, "-T", folder]

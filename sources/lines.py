@@ -38,7 +38,7 @@ def unmarked(head: bytes) -> str | None:
     return WIDE.get(zeros) if marked(head) is None else None
 
 
-WIDE = {
+WIDE: dict[tuple[bool, ...], str] = {
     (False, True, False, True): "utf-16-le",
     (True, False, True, False): "utf-16-be",
     (False, True, True, True): "utf-32-le",

@@ -96,7 +96,14 @@ def test_perplexity_is_that_of_the_trained_model_and_training_repeats(tmp_path, 
 def test_training_text_is_bounded(tmp_path):
     config = PerplexityConfig(order=2, max_train_bytes=100)
     _, count, size = perplexity.train(["one two three"] * 50, BIN / "lmplz", BIN / "build_binary", tmp_path, config)
-    assert (count, size) == (7, 98)
+    assert (count, size) == (8, 100), "seven lines of 14 bytes, and one cut to its first letter"
+
+
+@pytest.mark.parametrize("line", ["x" * 1000, "word " * 300, "ä" * 500, "\U0001f600" * 400])
+def test_a_line_longer_than_the_bound_is_cut_and_lmplz_never_gets_nothing(tmp_path, line):
+    config = PerplexityConfig(order=2, max_train_bytes=100)
+    model, count, size = perplexity.train([line.strip(), "what is left"], BIN / "lmplz", BIN / "build_binary", tmp_path, config)
+    assert count <= 2 and 90 < size <= 100 and perplexity.load(model).order == 2
 
 
 def test_words_of_the_lexicon_are_counted_whole_and_the_longest_first():

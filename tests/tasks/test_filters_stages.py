@@ -10,22 +10,26 @@ import fasttext
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contract.errors import GateFailed, InputError
 from contract.ledger import Ledger
 from contract.schemas import blocks_schema
 from engine.stage import stage
+from filters.config import PerplexityConfig
 from filters.materialise import materialise
 from tasks.gate_ingest import gate_ingest
 from tasks.gate_mix import gate_mix
 from tasks.gate_select import gate_select
 from tasks.score_contamination import score_contamination
 from tasks.score_language import score_language
-from tasks.score_perplexity import score_perplexity
+from tasks.score_perplexity import _limits, _trusted, score_perplexity
 from tasks.score_pii import score_pii
 from tasks.score_rules import score_rules
 from tasks.score_toxicity import score_toxicity
 from tasks.select import select
+from tokens.order import id_words
 
 pytestmark = pytest.mark.slow
 
@@ -279,3 +283,36 @@ def test_the_mix_is_held_to_what_was_asked_for(
     statistics = run.run(gate_mix).json("statistics.json")
     assert [row["share_deviation"] for row in statistics["domains"]] == pytest.approx([0.15, 0.15])
     assert statistics["totals"][0]["blocks"] == 3
+
+
+@pytest.mark.parametrize("place", [0, 3, 63])
+def test_a_trusted_document_larger_than_the_bound_is_not_the_whole_model_nor_its_end(
+    rows: list[dict[str, Any]], root: Path, place: int
+) -> None:
+    """64 abstracts of which one is a book, in parts of 10: each part gives some of the sample."""
+    trusted = [dict(row) for row in rows if row["trusted"] and row["split"] == "train" and row["kept"]][:48]
+    trusted = (trusted * 2)[:64]
+    trusted = [{**row, "id": i.to_bytes(16, "big"), "text": f"{row['text']} {i}"} for i, row in enumerate(trusted)]
+    trusted[place]["text"] = "a long book says the same again and again " * 5000
+    run = corpus.Run(root / str(place), trusted, rows_a_part=10, filters={"perplexity": {"max_train_bytes": 24_000, "order": 2}})
+    made = run.run(score_perplexity)
+    assert made.figures["trained_on"]["documents"] >= 10 and 0.6 * 24_000 < made.figures["trained_on"]["bytes"] <= 24_000
+    assert made.figures["scored"] == 64
+    sample = list(_trusted({**run.made, "config": PerplexityConfig(max_train_bytes=24_000)}))
+    assert max(map(len, sample)) < 24_000 / 10
+    assert len(sample) == made.figures["trained_on"]["documents"]
+
+
+@given(sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=60), budget=st.integers(1, 60_000), cut=st.integers(0, 60))
+def test_the_sample_of_trusted_text_fills_the_bound_and_depends_on_no_parts(sizes: list[int], budget: int, cut: int) -> None:
+    words = id_words(pa.array([i.to_bytes(16, "big") for i in range(len(sizes))], pa.binary(16)))
+    all_sizes, room = np.array(sizes, np.int64), max(1, budget * 3 // 4)
+    (whole,) = _limits([(words, all_sizes)], budget)
+    parts = _limits([(words[:cut], all_sizes[:cut]), (words[cut:], all_sizes[cut:])], budget)
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert (whole <= all_sizes).all() and whole.sum() <= room
+    if all_sizes.sum() <= room:
+        assert np.array_equal(whole, all_sizes)
+    else:
+        assert whole.sum() > 0.9 * room - len(sizes), "it is filled"
+        assert whole.max() <= max(1, room // 16) or (whole[all_sizes > 0] > 0).all(), "a long one is cut where others are left out"
