@@ -60,7 +60,7 @@ def test_what_is_asked_sums_to_the_total_wherever_a_weighted_domain_has_text(
     caps: dict[str, int], weights: dict[str, float], total: int
 ) -> None:
     rows = plan(caps, MixConfig(weights=weights, total_tokens=total)).domains
-    there = [name for name in caps if caps[name] and weights.get(name, 0) > 0]
+    there = [name for name in caps if caps[name] and rows[name].weight > 0]  # a share may be too small for a float
     assert sum(row.asked for row in rows.values()) == (total if there else 0)
     assert all(row.available for row in rows.values() if row.asked)
 
